@@ -1,0 +1,27 @@
+"""Model-agnostic meta-learning (Finn et al. 2017) for PaddlePaddle, first order and exactly second order.
+
+The public names are loaded when they are first used, so that a program can say how Paddle is to start (device.prepare) before
+Paddle is imported.
+"""
+import importlib
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MAML": "network",
+    "MetaLearner": "learner",
+    "EpisodeBuilder": "episodes",
+    "ImageSet": "episodes",
+    "UserError": "errors",
+}
+__all__ = list(_HOMES)
+
+
+def __getattr__(name):
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])

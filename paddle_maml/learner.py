@@ -1,0 +1,270 @@
+"""MAML: learn initial weights from which a few gradient steps on a support set solve a new task (Finn et al. 2017).
+
+The inner loop is one pure step, theta_{k+1} = theta_k - r_k * g(theta_k), where g is the gradient of the support loss. The
+meta-gradient of the query loss at theta_K goes back through a step as
+
+    v_k = v_{k+1} - H(theta_k) (r_k * v_{k+1}),        v_K = gradient of the query loss at theta_K,
+
+with H the Hessian of the support loss. So the exact gradient needs theta_0 .. theta_K and one Hessian-vector product for each
+step, not the unrolled graph: memory grows by the parameters alone as steps are added. First order leaves the product out.
+"""
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+from paddle.autograd import PyLayer
+
+from . import operators
+
+# Tasks that go through the network side by side. On a CPU more only fill the memory; on a GPU launches count.
+CPU_CHUNK = 4
+GPU_CHUNK = 32
+
+
+class MetaLearner(nn.Layer):
+    """MAML over a network with explicit parameters.
+
+    Args:
+        net: a `MAML` network.
+        inner_steps: gradient steps K of the adaptation.
+        inner_lr: the inner learning rate, on the mean cross-entropy of the support set.
+        order: 2 for the exact meta-gradient, 1 for the first-order approximation.
+        chunk: tasks computed side by side; by default 4 on a CPU and 32 on a GPU. It changes time and memory only.
+        learn_inner_lr: learn one inner rate for every parameter tensor and step, all starting at `inner_lr` (Antoniou et al.
+            2019, "LSLR"; Li et al. 2017 learn one for each weight). They are in `inner_rates`, (K, tensors).
+        optimizer: what calling the learner steps with; Adam with rate 0.001 unless given.
+
+    Raises:
+        ValueError: inner_steps or chunk is below 1, inner_lr is negative or order is neither 1 nor 2.
+    """
+
+    def __init__(self, net, inner_steps=5, inner_lr=0.1, order=2, chunk=None, learn_inner_lr=False, optimizer=None):
+        super().__init__()
+        if inner_steps < 1:
+            raise ValueError(f"inner_steps must be at least 1, not {inner_steps}")
+        if not inner_lr >= 0:
+            raise ValueError(f"inner_lr must not be negative, not {inner_lr}")
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, not {order}")
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"chunk must be at least 1, not {chunk}")
+        self.net = net
+        self.inner_steps, self.inner_lr, self.order = inner_steps, inner_lr, order
+        self.chunk = chunk or (CPU_CHUNK if paddle.get_device() == "cpu" else GPU_CHUNK)
+        self.inner_rates = None
+        if learn_inner_lr:
+            self.inner_rates = self.create_parameter([inner_steps, len(net.packed_names)],
+                                                     default_initializer=nn.initializer.Constant(inner_lr))
+        self._optimizer = optimizer
+
+    # ------------------------------------------------------------------------------------------------------- public
+
+    def meta_loss(self, x_spt, y_spt, x_qry, y_qry, order=None, step_weights=None):
+        """Query loss after adaptation, the mean over the tasks of a meta-batch, ready for `backward()`.
+
+        The gradients are computed here, chunk by chunk, and handed to the parameters by `loss.backward()`.
+
+        Args:
+            x_spt, x_qry: support and query images (T, N, C, H, W).
+            y_spt, y_qry: their labels (T, N), int64, 0 .. n_way - 1.
+            order: 1 or 2 for this call; the learner's own by default.
+            step_weights: K + 1 weights of the query losses after 0 .. K inner steps (the multi-step loss of Antoniou et al.
+                2019); by default the loss after step K alone.
+
+        Returns:
+            loss and accuracy after step K (a fraction), both 0-d tensors.
+        """
+        order = self.order if order is None else order
+        if step_weights is None:
+            step_weights = [0.0] * self.inner_steps + [1.0]
+        if len(step_weights) != self.inner_steps + 1:
+            raise ValueError(f"step_weights must be {self.inner_steps + 1} numbers, not {len(step_weights)}")
+        batch = self._tensors(x_spt, y_spt, x_qry, y_qry)
+        tasks = batch[0].shape[0]
+        totals = None
+        for chunk in self._chunks(batch):
+            sums = self._chunk_gradients(*chunk, order, step_weights)
+            totals = sums if totals is None else [total + part for total, part in zip(totals, sums)]
+        loss, accuracy, *gradients = [total / tasks for total in totals]
+        return _WithGradients.apply(loss, *self._by_parameter(gradients), *self.parameters()), accuracy
+
+    def adapt(self, x_spt, y_spt, steps=None):
+        """Parameters adapted to a support set; the network's own stay as they are.
+
+        Args:
+            x_spt, y_spt: (N, C, H, W) and (N,) for one task, or with a leading T.
+            steps: inner steps; `inner_steps` by default.
+
+        Returns:
+            Tensors shaped and ordered as `net.parameters()`, with a leading T where x_spt has one: `net(x, params)` uses them.
+        """
+        x_spt, y_spt = self._tensors(x_spt, y_spt)
+        single = x_spt.ndim == 4
+        if single:
+            x_spt, y_spt = x_spt.unsqueeze(0), y_spt.unsqueeze(0)
+        adapted = []
+        for x, y in self._chunks((x_spt, y_spt)):
+            [*_, theta] = self._trajectory(self._support(x, y), self._start(x.shape[0]), steps)
+            biases = [parameter.detach().unsqueeze(0).expand([x.shape[0]] + parameter.shape)
+                      for name, parameter in self.net.named_parameters() if name.endswith("conv_bias")]
+            adapted.append(self.net.unpack(theta, biases))
+        params = [paddle.concat(parts) for parts in zip(*adapted)]
+        return [p.squeeze(0) for p in params] if single else params
+
+    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps=None):
+        """Adapt to each task and score its query set after every inner step; no weight changes.
+
+        Args:
+            as `meta_loss`, and steps: inner steps, `inner_steps` by default.
+
+        Returns:
+            (accuracies, losses), float64 arrays (T, steps + 1): column k is after k inner steps.
+        """
+        accuracies, losses = [], []
+        for x_spt, y_spt, x_qry, y_qry in self._chunks(self._tensors(x_spt, y_spt, x_qry, y_qry)):
+            query = self._support(x_qry, y_qry)
+            scores = [self._score(theta, query) for theta in
+                      self._trajectory(self._support(x_spt, y_spt), self._start(x_spt.shape[0]), steps)]
+            accuracies.append(np.stack([accuracy for accuracy, _ in scores], axis=1))
+            losses.append(np.stack([loss for _, loss in scores], axis=1))
+        return np.concatenate(accuracies), np.concatenate(losses)
+
+    def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps=False):
+        """One meta-step on a meta-batch.
+
+        Returns:
+            (accuracies, losses), means over the tasks: after 0 .. K inner steps if `score_steps`, which takes K + 1 passes over
+            the query set, else one value each, after step K.
+        """
+        if score_steps:
+            scores = [score.mean(axis=0) for score in self.finetune(x_spt, y_spt, x_qry, y_qry)]
+        if self._optimizer is None:
+            self._optimizer = paddle.optimizer.Adam(learning_rate=0.001, parameters=self.parameters())
+        loss, accuracy = self.meta_loss(x_spt, y_spt, x_qry, y_qry)
+        loss.backward()
+        self._optimizer.step()
+        self._optimizer.clear_grad()
+        return scores if score_steps else [np.array([float(accuracy)]), np.array([float(loss)])]
+
+    # ------------------------------------------------------------------------------------------------ the inner loop
+
+    def _support(self, x, y):
+        """Images and labels as the network and the loss want them, made once for all inner steps."""
+        with paddle.no_grad():
+            return self.net.first_windows(x), F.one_hot(y, self.net.n_way).astype(x.dtype)
+
+    def _start(self, tasks):
+        with paddle.no_grad():
+            return self.net.pack(self.net.parameters(), tasks)
+
+    def _loss(self, theta, images_and_targets):
+        windows, targets = images_and_targets
+        logits = self.net.logits(windows, theta)
+        return operators.cross_entropy(logits, targets), logits
+
+    def _gradient(self, theta, support, create_graph=False):
+        """Gradient of each task's loss by its own parameters (the sum over tasks keeps them apart)."""
+        loss, _ = self._loss(theta, support)
+        return paddle.grad(loss.sum(), theta, create_graph=create_graph)
+
+    def _rates(self, step):
+        """The inner rates of a step, one for each packed tensor; past the last learned step, that step's."""
+        if self.inner_rates is None:
+            return [self.inner_lr] * len(self.net.packed_names)
+        return self.inner_rates[min(step, self.inner_steps - 1)].tolist()
+
+    def _trajectory(self, support, theta, steps=None):
+        """Yield theta_0 .. theta_steps: the only inner loop there is."""
+        theta = _leaves(theta)
+        yield theta
+        for step in range(self.inner_steps if steps is None else steps):
+            gradient = self._gradient(theta, support)
+            theta = _leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
+            yield theta
+
+    def _query_gradient(self, theta, query):
+        loss, logits = self._loss(theta, query)
+        return loss.sum().detach(), _hits(logits, query).sum(), paddle.grad(loss.sum(), theta)
+
+    def _chunk_gradients(self, x_spt, y_spt, x_qry, y_qry, order, step_weights):
+        """Sums over the tasks of a chunk: loss, accuracy, then the meta-gradient of every packed tensor and of the rates."""
+        support, query = self._support(x_spt, y_spt), self._support(x_qry, y_qry)
+        thetas = list(self._trajectory(support, self._start(x_spt.shape[0])))
+        loss, hits, vector = self._query_gradient(thetas[-1], query)
+        loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
+        rate_gradients = []
+        for step in reversed(range(self.inner_steps)):
+            theta, backward = thetas[step], vector
+            if order == 2 or self.inner_rates is not None:
+                gradient = self._gradient(theta, support, create_graph=order == 2)
+            if order == 2:
+                product = paddle.grad(gradient, theta, [rate * v for rate, v in zip(self._rates(step), vector)])
+                backward = [v - p for v, p in zip(vector, product)]
+            if self.inner_rates is not None:
+                rate_gradients.insert(0, -paddle.stack([(v * g.detach()).sum() for v, g in zip(vector, gradient)]))
+            vector = backward
+            if step_weights[step]:
+                step_loss, _, gradient = self._query_gradient(theta, query)
+                loss = loss + step_loss * step_weights[step]
+                vector = [v + g * step_weights[step] for v, g in zip(vector, gradient)]
+        sums = [loss, hits] + [v.sum(axis=0, keepdim=True) for v in vector]
+        return sums + ([paddle.stack(rate_gradients)] if rate_gradients else [])
+
+    def _by_parameter(self, gradients):
+        """Packed gradients as the learner's parameters are ordered and shaped."""
+        count = len(self.net.packed_names)
+        biases = [paddle.zeros([1] + parameter.shape, parameter.dtype)
+                  for name, parameter in self.net.named_parameters() if name.endswith("conv_bias")]
+        by_name = dict(zip([id(p) for p in self.net.parameters()],
+                           [g.squeeze(0) for g in self.net.unpack(gradients[:count], biases)]))
+        if self.inner_rates is not None:
+            by_name[id(self.inner_rates)] = gradients[count]
+        return [by_name[id(parameter)] for parameter in self.parameters()]
+
+    def _score(self, theta, query):
+        with paddle.no_grad():
+            loss, logits = self._loss(theta, query)
+            return _hits(logits, query).numpy().astype(np.float64), loss.numpy().astype(np.float64)
+
+    # ---------------------------------------------------------------------------------------------------------- input
+
+    def _tensors(self, *arrays):
+        dtype = self.net.linear.weight.dtype
+        tensors = []
+        for images, labels in zip(arrays[::2], arrays[1::2]):
+            images, labels = paddle.to_tensor(images).astype(dtype), paddle.to_tensor(labels).astype("int64")
+            if images.shape[:-3] != labels.shape:
+                raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together")
+            tensors += [images, labels]
+        return tensors
+
+    def _chunks(self, batch):
+        for start in range(0, batch[0].shape[0], self.chunk):
+            yield [array[start:start + self.chunk] for array in batch]
+
+
+class _WithGradients(PyLayer):
+    """A loss whose gradients are known already: backward hands them over."""
+
+    @staticmethod
+    def forward(ctx, loss, *gradients_and_parameters):
+        ctx.gradients = gradients_and_parameters[:len(gradients_and_parameters) // 2]
+        return loss.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        constants = (None,) * (1 + len(ctx.gradients))
+        return constants + tuple(gradient * grad for gradient in ctx.gradients)
+
+
+def _leaves(tensors):
+    leaves = [tensor.detach() for tensor in tensors]
+    for leaf in leaves:
+        leaf.stop_gradient = False
+    return leaves
+
+
+def _hits(logits, query):
+    """Accuracy of each task, (T,)."""
+    _, targets = query
+    return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(logits.dtype).mean(axis=-1)
