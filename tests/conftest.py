@@ -1,4 +1,6 @@
 """Fixtures that several test files share."""
+import os
+
 import pytest
 
 
@@ -10,3 +12,17 @@ def float64():
     paddle.set_default_dtype("float64")
     yield
     paddle.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def omniglot():
+    """All of the real Omniglot, from OMNIGLOT_DIR or data/; the test is skipped where neither is."""
+    from paddle_maml.errors import UserError
+    from paddle_maml.omniglot import load_omniglot
+    try:
+        return load_omniglot(download=False)
+    except UserError as error:
+        # What is named or there must be usable; only its absence is no failure.
+        if os.environ.get("OMNIGLOT_DIR") or "There is no Omniglot" not in str(error):
+            raise
+        pytest.skip(str(error))

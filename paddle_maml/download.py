@@ -1,0 +1,78 @@
+"""Downloading a file, and putting a file in its place so that it is whole or not there.
+
+Not with paddle.utils.download.get_path_from_url (2.6 and 3.3 alike): it waits for ever on a host that stops answering, leaves the
+half file or the file with the wrong checksum behind, and under paddle.distributed all ranks but one wait for ever when it fails.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import secrets
+import sys
+import time
+import urllib.request
+
+MAX_BYTES = 1 << 26
+
+
+def fetch(url, md5, attempts=3, timeout=20.0, pause=2.0):
+    """Downloads a file of at most `MAX_BYTES` into memory, with its progress on the error output.
+
+    Args:
+        url: http, https or file.
+        md5: what the MD5 of the content must be, in hexadecimal digits.
+        attempts: how often it is tried.
+        timeout: seconds without a byte after which an attempt has failed.
+        pause: seconds between attempts.
+
+    Returns:
+        The content, of the right MD5.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: what went wrong in the last attempt.
+    """
+    for attempt in range(1, attempts + 1):
+        try:
+            with urllib.request.urlopen(url, timeout=timeout) as response:
+                data = _read_with_progress(response, url)
+            found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+            if found == md5:
+                return data
+            raise ValueError(f"{len(data)} bytes with MD5 {found} instead of {md5}")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            if attempt == attempts:
+                raise
+            print(f"{url}: {error}; trying again", file=sys.stderr)
+            time.sleep(pause)
+
+
+def _read_with_progress(response, url):
+    total = int(response.headers.get("Content-Length") or 0)
+    data, shown = bytearray(), 0
+    while len(data) <= MAX_BYTES:
+        chunk = response.read(1 << 16)
+        if not chunk:
+            return data
+        data += chunk
+        if len(data) - shown >= 1 << 20 or len(data) == total:
+            shown = len(data)
+            print(f"{url}: {shown / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), file=sys.stderr)
+    raise ValueError(f"more than {MAX_BYTES} bytes")
+
+
+def place(file, data):
+    """Writes a file so that under its name there is the whole of it or nothing."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    try:
+        with open(part, "xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(part, file)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return file
