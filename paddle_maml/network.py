@@ -149,7 +149,7 @@ class MAML(nn.Layer):
         pieces = operators.window_rows(rows, self._plans[0], images)
         count = sum(piece.shape[1] for piece in pieces)
         mean = sum(operators.sum_rows(piece) for piece in pieces) / count
-        centred = [piece - mean for piece in pieces]
+        centred = [piece - paddle.expand(mean, piece.shape) for piece in pieces]
         covariance = sum(operators.matmul(piece, piece, transpose_a=True) for piece in centred) / count
         return images, pieces, mean, covariance
 

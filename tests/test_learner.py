@@ -1,0 +1,216 @@
+"""The learner: a case worked by hand, and its promises to callers."""
+import numpy as np
+import paddle
+import pytest
+
+import reference_torch as reference
+from paddle_maml import MAML, MetaLearner
+
+
+def small_learner(**options):
+    paddle.seed(5)
+    return MetaLearner(MAML(n_way=reference.N_WAY, width=4), **options)
+
+
+def weights(learner):
+    return [p.numpy().copy() for p in learner.parameters()]
+
+
+class TwoNumbers(paddle.nn.Layer):
+    """A model of two parameters that can be worked by hand: logits (u * x, v * x^2) for an image that is one number x."""
+
+    n_way = 2
+    packed_names = ["u", "v"]
+
+    def __init__(self):
+        super().__init__()
+        self.u = self.create_parameter([1, 1], default_initializer=paddle.nn.initializer.Constant(0.0))
+        self.v = self.create_parameter([1, 1], default_initializer=paddle.nn.initializer.Constant(0.0))
+        self.linear = type("Dtype", (), {"weight": self.u})
+
+    def pack(self, params, tasks=None):
+        return [p.unsqueeze(0).expand([tasks, 1, 1]) for p in params]
+
+    def unpack(self, packed, conv_biases):
+        return packed
+
+    def first_windows(self, x):
+        return x.reshape([x.shape[0], x.shape[1], 1])
+
+    def logits(self, x, packed):
+        u, v = packed
+        return paddle.concat([u * x, v * x * x], axis=-1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_meta_gradient_of_two_parameters_by_hand(float64, order):
+    # Support: x = 1 with label 0. At u = v = 0 both logits are 0, p = (1/2, 1/2), so d loss / du = p0 - 1 = -1/2 and
+    # d loss / dv = p1 = 1/2. With rate a: u' = a/2, v' = -a/2.
+    # Query: x = 2 with label 1: logits z = (2 u', 4 v') = (a, -2a), q0 = 1 / (1 + exp(-3a)).
+    # Gradient at the adapted point: g_u = 2 q0, g_v = 4 (q1 - 1) = -4 q0.
+    # Hessian of the support loss at 0, by (u, v): p0 p1 * [[1, -1], [-1, 1]] = 1/4 [[1, -1], [-1, 1]].
+    # Second order: g - a H g, with H g = 1/4 (g_u - g_v, g_v - g_u) = (3/2 q0, -3/2 q0).
+    rate = 0.4
+    q0 = 1 / (1 + np.exp(-3 * rate))
+    g_u, g_v = 2 * q0, -4 * q0
+    if order == 2:
+        g_u, g_v = g_u - rate * 1.5 * q0, g_v + rate * 1.5 * q0
+    learner = MetaLearner(TwoNumbers(), inner_steps=1, inner_lr=rate, order=order)
+    image = lambda value: np.full((1, 1, 1, 1, 1), value)
+    loss, accuracy = learner.meta_loss(image(1.0), np.array([[0]]), image(2.0), np.array([[1]]))
+    loss.backward()
+    assert loss.item() == pytest.approx(np.log(1 + np.exp(3 * rate)))
+    assert accuracy.item() == 0.0
+    assert learner.net.u.grad.item() == pytest.approx(g_u, rel=1e-12)
+    assert learner.net.v.grad.item() == pytest.approx(g_v, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_learned_rates_and_multi_step_loss_against_differences(float64, order):
+    """The gradient by the rates, and with weighted losses at all steps by the weights, along a direction."""
+    learner = small_learner(inner_steps=3, inner_lr=0.1, order=order, learn_inner_lr=True)
+    episodes, step_weights = reference.make_episodes(), [0.1, 0.2, 0.3, 0.4]
+    loss, _ = learner.meta_loss(*episodes, step_weights=step_weights)
+    loss.backward()
+    random = np.random.RandomState(3)
+
+    def slope(parameters):
+        """Central difference of the loss along a random direction, and the same from the gradient."""
+        directions = [random.standard_normal(p.shape) * 1e-7 for p in parameters]
+        values = [p.numpy().copy() for p in parameters]
+        losses = []
+        for sign in (1, -1):
+            for p, v, d in zip(parameters, values, directions):
+                p.set_value(v + sign * d)
+            losses.append(learner.meta_loss(*episodes, step_weights=step_weights)[0].item())
+        for p, v in zip(parameters, values):
+            p.set_value(v)
+        return (losses[0] - losses[1]) / 2, sum((p.grad.numpy() * d).sum() for p, d in zip(parameters, directions))
+
+    expected, got = slope([learner.inner_rates])
+    assert abs(expected) > 1e-10
+    if order == 2:
+        assert got == pytest.approx(expected, rel=1e-4)
+        expected, got = slope(learner.net.parameters())
+        assert got == pytest.approx(expected, rel=1e-4)
+    else:
+        # First order leaves out what earlier steps do to later gradients, so only the last step's rates are exact.
+        last = learner.inner_rates.grad.numpy()[-1]
+        assert np.isfinite(last).all() and last.any()
+
+
+def test_learned_rates_that_stay_equal_change_nothing(float64):
+    fixed, learned = small_learner(order=2), small_learner(order=2, learn_inner_lr=True)
+    for learner in (fixed, learned):
+        loss, _ = learner.meta_loss(*reference.make_episodes())
+        loss.backward()
+    for a, b in zip(fixed.net.parameters(), learned.net.parameters()):
+        np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
+
+
+def test_adapt_is_gradient_descent_on_the_support_loss(float64):
+    learner = small_learner(inner_steps=2, inner_lr=0.3)
+    x, y = (array[0] for array in reference.make_episodes()[:2])
+    x, y = paddle.to_tensor(x), paddle.to_tensor(y)
+    params = list(learner.net.parameters())
+    for _ in range(2):
+        loss = paddle.nn.functional.cross_entropy(learner.net(x, params), y)
+        gradients = paddle.grad(loss, params, allow_unused=True)
+        params = [p if g is None else (p - 0.3 * g).detach() for p, g in zip(params, gradients)]
+        for p in params:
+            p.stop_gradient = False
+    before = weights(learner)
+    for ours, expected in zip(learner.adapt(x, y), params):
+        np.testing.assert_allclose(ours.numpy(), expected.numpy(), rtol=1e-9, atol=1e-12)
+    for a, b in zip(before, weights(learner)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_adapted_parameters_score_as_finetune_says(float64):
+    learner = small_learner(inner_steps=3, chunk=2)
+    x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
+    accuracies, losses = learner.finetune(x_spt, y_spt, x_qry, y_qry)
+    assert accuracies.shape == losses.shape == (3, 4)
+    params = learner.adapt(x_spt, y_spt)
+    predicted = learner.net(paddle.to_tensor(x_qry), params).numpy().argmax(axis=-1)
+    np.testing.assert_allclose((predicted == y_qry).mean(axis=1), accuracies[:, -1])
+    start = learner.net(paddle.to_tensor(x_qry)).numpy().argmax(axis=-1)
+    np.testing.assert_allclose((start == y_qry).mean(axis=1), accuracies[:, 0])
+
+
+def test_finetune_changes_no_weight_and_meta_loss_neither():
+    learner = small_learner(order=2, learn_inner_lr=True)
+    before = weights(learner)
+    learner.finetune(*reference.make_episodes(), steps=7)
+    learner.meta_loss(*reference.make_episodes())
+    for a, b in zip(before, weights(learner)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_calling_the_learner_is_one_meta_step():
+    learner = small_learner(inner_steps=2)
+    expected_accuracies, expected_losses = learner.finetune(*reference.make_episodes())
+    before = weights(learner)
+    accuracies, losses = learner(*reference.make_episodes(), score_steps=True)
+    np.testing.assert_allclose(accuracies, expected_accuracies.mean(axis=0))
+    np.testing.assert_allclose(losses, expected_losses.mean(axis=0))
+    moved = [not np.array_equal(a, b) for a, b in zip(before, weights(learner))]
+    assert moved[0] and moved[-1]
+    [accuracy], [loss] = learner(*reference.make_episodes())
+    assert loss < losses[-1] and 0 <= accuracy <= 1
+
+
+def test_chunks_do_not_change_the_result(float64):
+    gradients = []
+    for chunk in (1, 2, 5):
+        learner = small_learner(order=2, inner_steps=2, chunk=chunk)
+        learner.meta_loss(*reference.make_episodes())[0].backward()
+        gradients.append(learner.net.block3.conv_weight.grad.numpy())
+    np.testing.assert_allclose(gradients[1], gradients[0], rtol=1e-9, atol=1e-14)
+    np.testing.assert_allclose(gradients[2], gradients[0], rtol=1e-9, atol=1e-14)
+
+
+def test_a_loss_that_is_scaled_scales_the_gradient():
+    learner = small_learner(order=1, inner_steps=1)
+    learner.meta_loss(*reference.make_episodes())[0].backward()
+    once = learner.net.linear.weight.grad.numpy().copy()
+    learner.clear_gradients()
+    (learner.meta_loss(*reference.make_episodes())[0] * 3.0).backward()
+    np.testing.assert_allclose(learner.net.linear.weight.grad.numpy(), 3 * once, rtol=1e-5)
+
+
+@pytest.mark.parametrize("options, message", [
+    ({"inner_steps": 0}, "inner_steps must be at least 1, not 0"),
+    ({"inner_lr": -0.1}, "inner_lr must not be negative, not -0.1"),
+    ({"inner_lr": float("nan")}, "not nan"),
+    ({"order": 3}, "order must be 1 or 2, not 3"),
+    ({"chunk": 0}, "chunk must be at least 1, not 0"),
+])
+def test_impossible_settings_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        small_learner(**options)
+
+
+def test_labels_that_do_not_fit_the_images_are_refused():
+    x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
+    with pytest.raises(ValueError, match="do not belong together"):
+        small_learner().meta_loss(x_spt, y_spt[:, 1:], x_qry, y_qry)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_memory_is_given_back(order):
+    """A graph that keeps itself alive would add its tensors at every call."""
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * 4096
+    try:
+        resident()
+    except OSError:
+        pytest.skip("/proc is not there to read the memory from")
+    learner = MetaLearner(MAML(n_way=reference.N_WAY, width=32), inner_steps=5, order=order)
+    for _ in range(3):
+        learner.meta_loss(*reference.make_episodes())
+    before = resident()
+    for _ in range(10):
+        learner.meta_loss(*reference.make_episodes())
+    assert resident() - before < 20e6
