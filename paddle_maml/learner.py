@@ -146,6 +146,21 @@ class MetaLearner(nn.Layer):
         self._optimizer.clear_grad()
         return scores if score_steps else [np.array([float(accuracy)]), np.array([float(loss)])]
 
+    def state_dict(self, *args, **kwargs):
+        """The network's state under the network's own names, so that its weights load without the learner; and `inner_rates`
+        when they are learned."""
+        state = self.net.state_dict(*args, **kwargs)
+        if self.inner_rates is not None:
+            state["inner_rates"] = self.inner_rates
+        return state
+
+    def set_state_dict(self, state_dict, *args, **kwargs):
+        """The inverse of `state_dict`; a state without `inner_rates` leaves them as they are."""
+        state = dict(state_dict)
+        if self.inner_rates is not None and "inner_rates" in state:
+            self.inner_rates.set_value(state.pop("inner_rates"))
+        return self.net.set_state_dict(state, *args, **kwargs)
+
     # ------------------------------------------------------------------------------------------------ the inner loop
 
     def _support(self, x, y):

@@ -160,6 +160,16 @@ def test_calling_the_learner_is_one_meta_step():
     assert loss < losses[-1] and 0 <= accuracy <= 1
 
 
+def test_state_is_the_networks_and_the_rates():
+    learner, other = small_learner(learn_inner_lr=True), small_learner(learn_inner_lr=True)
+    assert list(learner.state_dict()) == list(learner.net.state_dict()) + ["inner_rates"]
+    learner(*reference.make_episodes())
+    other.set_state_dict({name: tensor.numpy() for name, tensor in learner.state_dict().items()})
+    for a, b in zip(weights(learner), weights(other)):
+        np.testing.assert_array_equal(a, b)
+    assert list(small_learner().state_dict()) == list(learner.net.state_dict())
+
+
 def test_chunks_do_not_change_the_result(float64):
     gradients = []
     for chunk in (1, 2, 5):

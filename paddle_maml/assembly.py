@@ -1,0 +1,55 @@
+"""From settings to the parts of a run: images, episodes, learner; and how results say what they were measured on."""
+from __future__ import annotations
+
+import platform
+
+import numpy as np
+import paddle
+
+from .episodes import EpisodeBuilder
+from .learner import MetaLearner
+from .network import MAML
+from .omniglot import load_omniglot
+from .splits import split_classes
+from .synthetic import draw_synthetic
+
+
+def load_images(settings):
+    """The classes of each part of the split.
+
+    Args:
+        settings: `Settings`.
+    Returns:
+        (parts, rule): dict from "train", "val" and "test" to `ImageSet`, and the name of the split's rule.
+    """
+    if settings.dataset == "synthetic":
+        images = draw_synthetic(preprocessing=settings.preprocessing, image_size=settings.image_size)
+        rule = "synthetic"
+    else:
+        images = load_omniglot(settings.data_dir, preprocessing=settings.preprocessing, image_size=settings.image_size)
+        rule = settings.split
+    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
+
+
+def make_learner(settings, images):
+    """A learner with fresh weights, drawn from Paddle's random state, for images of the given `ImageSet`."""
+    net = MAML(n_way=settings.n_way, in_channels=images.images[0].shape[1], width=settings.width, image_size=settings.image_size,
+               architecture=settings.architecture)
+    return MetaLearner(net, inner_steps=settings.inner_steps, inner_lr=settings.inner_lr, order=settings.order, chunk=settings.chunk)
+
+
+def evaluation_episodes(settings, images):
+    """The `EpisodeBuilder` of validation and test: images of an `ImageSet`, unrotated, with the number of query images for testing."""
+    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed)
+
+
+def environment(device):
+    """Versions and device, as reports and checkpoints state them."""
+    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(), "device": device}
+
+
+def describe(result, settings, images, rule, part):
+    """A result of `evaluate` with what it was measured on."""
+    return {"dataset": images.name, "split_rule": rule, "split": part, "classes": len(images.classes), "n_way": settings.n_way,
+            "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": settings.steps_at_test,
+            "inner_lr": settings.inner_lr, "seed": settings.seed, **result}

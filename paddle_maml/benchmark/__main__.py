@@ -1,0 +1,213 @@
+"""The command line of the benchmark, its tables and its JSON report."""
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+
+from ..cli import _run
+from ..errors import UserError
+from ..settings import CommandLine, settings_from_dict
+from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
+
+_TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "chunk", "seed")
+_FLAGS = {"meta_batch": "--tasks", "inner_steps": "--steps"}
+
+
+def main(arguments=None):
+    """Run the benchmark; arguments and exit status as `cli.main_train`."""
+    return _run(_benchmark, arguments)
+
+
+def _benchmark(arguments):
+    from ..device import select_device
+    from ..reporting import write_json
+
+    parser = _parser()
+    given = parser.parse(arguments)
+    options = argparse.Namespace(**{name: given.pop(name) for name in list(given) if name not in _TASK})
+    settings = settings_from_dict(given)
+    _check(options)
+    device = select_device(settings.device)
+    _arrange(options, settings, device)
+
+    report = {"command": "python -m paddle_maml.benchmark " + " ".join(arguments), "machine": _machine(device), "settings": _task(settings),
+              "processes": options.processes, "threads": options.threads,
+              "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat}
+    print(_heading(report))
+    report.update((_scaling if options.scaling else _comparison)(settings, options, device))
+    if options.json:
+        write_json(options.json, report)
+
+
+def _parser():
+    parser = CommandLine(prog="python -m paddle_maml.benchmark", description="Time of a meta-iteration, against other implementations where wanted. "
+                         "Episodes are of drawn characters, which need no download and take the same time.")
+    parser.add_argument("--against", type=_list(OPPONENTS), default=[], metavar="SIDES",
+                        help="opponents, of " + ",".join(OPPONENTS) + "; default: none, this library alone")
+    parser.add_argument("--tune-opponents", action="store_true",
+                        help="give opponents the memory allocator's settings that this library makes for itself; without, they run as they come")
+    parser.add_argument("--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)")
+    parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default 3)")
+    parser.add_argument("--repeat", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--processes", type=int, help="processes that divide the tasks; default: cores on a CPU, 1 on a GPU")
+    parser.add_argument("--threads", type=int, help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them")
+    parser.add_argument("--scaling", nargs="?", const="scaling.png", metavar="PNG",
+                        help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)")
+    parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
+    parser.add_settings(_TASK, _FLAGS)
+    return parser
+
+
+def _list(choices, kind=str):
+    def read(text):
+        values = [kind(part) for part in text.split(",")]
+        for value in values:
+            if value not in choices:
+                raise argparse.ArgumentTypeError(f"{value} is none of " + ", ".join(map(str, choices)))
+        return list(dict.fromkeys(values))
+
+    read.__name__ = "list"  # argparse names it in its message
+    return read
+
+
+def _check(options):
+    for name, least in (("warmup", 0), ("repeat", 1), ("processes", 1), ("threads", 1)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} is {value}, but must be at least {least}.")
+    for path in (options.json, options.scaling):
+        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+            raise UserError(f"{path} cannot be written, because its folder does not exist.")
+    if PYTORCH in options.against and importlib.util.find_spec("torch") is None:
+        raise UserError("--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.")
+
+
+def _arrange(options, settings, device):
+    """Fill in processes and threads where they were not given."""
+    if device != "cpu" and (options.processes or 1) > 1:
+        raise UserError(f"--processes is {options.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu.")
+    if options.processes is None:
+        options.processes = 1 if device != "cpu" else min(_cores(), settings.meta_batch)
+    if options.processes > settings.meta_batch:
+        raise UserError(f"--processes is {options.processes}, more than the {settings.meta_batch} tasks to divide among them; lower it or raise --tasks.")
+    if options.threads is None:
+        options.threads = max(1, _cores() // options.processes)
+
+
+# ---- the two kinds of run ----
+
+
+def _comparison(settings, options, device):
+    from .measure import check_losses, fastest, make_problem, measure, ratios
+
+    problem, building = make_problem(settings)
+    finalists, heats = [], []
+    for order in options.orders:
+        for side in [OURS, *options.against]:
+            if order not in ORDERS[side]:
+                print(f"{side} has no order {order}.", flush=True)
+                continue
+            choice = candidates(side, order, options.processes, options.threads, options.tune_opponents)
+            contestant, rows = fastest(choice, problem, device)
+            finalists.append(contestant)
+            heats += rows
+            for row in rows:
+                print(f"heat: {_name(row)}: {row['min_s']:.3f} s", flush=True)
+    results = measure(finalists, problem, device, options.warmup, options.repeat)
+    check_losses(results + heats)
+    found = ratios(results)
+    print(_table(results))
+    print("\n".join(_ratio_line(ratio) for ratio in found))
+    share = building / min(row["median_s"] for row in results if row["side"] == OURS)
+    print(f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; training does it in the background.")
+    return {"heats": heats, "results": results, "ratios": found, "episode_building_s": building}
+
+
+def _scaling(settings, options, device):
+    from .picture import draw_scaling
+    from .scaling import scale, sweeps
+
+    rows = scale(settings, sweeps(settings, options.processes), options.orders, options.threads, device, options.warmup, options.repeat,
+                 announce=lambda line: print("measuring " + line, flush=True))
+    print(_table(rows, [("quantity", lambda row: row["quantity"]), ("value", lambda row: str(row["value"]))]))
+    draw_scaling(rows, options.scaling)
+    print(f"picture: {options.scaling}")
+    return {"scaling": rows}
+
+
+# ---- what the reader sees ----
+
+
+def _task(settings):
+    return {name: getattr(settings, name) for name in _TASK}
+
+
+def _cores():
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _machine(device):
+    """What the figures belong to. The load tells whether the machine had other work."""
+    from ..assembly import environment
+
+    torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    return {"cpu": _cpu_model(), "cores": _cores(), "load_before": load, "torch": torch, **environment(device)}
+
+
+def _cpu_model():
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
+    except OSError:
+        return platform.processor()
+
+
+def _heading(report):
+    task, machine = report["settings"], report["machine"]
+    torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
+    return (f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
+            f"{task['inner_steps']} inner steps\n{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
+            f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
+            f"medians of {report['repeat']} after {report['warmup']} to warm up")
+
+
+def _name(row):
+    return f"{row['side']} ({row['variant']}), order {row['order']}, {row['processes']} x {row['threads']}"
+
+
+_COLUMNS = [
+    ("order", lambda row: str(row["order"])),
+    ("code", lambda row: f"{row['side']} ({row['variant']})"),
+    ("processes x threads", lambda row: f"{row['processes']} x {row['threads']}"),
+    ("seconds (least - most)", lambda row: f"{row['median_s']:.3f} ({row['min_s']:.3f} - {row['max_s']:.3f})"),
+    ("meta-iterations/s", lambda row: f"{row['meta_iterations_per_s']:.3g}"),
+    ("episodes/s", lambda row: f"{row['episodes_per_s']:.3g}"),
+    ("memory MiB", lambda row: "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"),
+    ("loss", lambda row: f"{row['loss']:.6f}"),
+]
+
+
+def _table(rows, columns=()):
+    """Rows of `measure` as text, with further columns before the usual ones."""
+    columns = [*columns, *_COLUMNS]
+    cells = [[title for title, _ in columns]] + [[read(row) for _, read in columns] for row in rows]
+    widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+
+
+def _ratio_line(ratio):
+    (side, order), (other, other_order) = ratio["of"], ratio["to"]
+    text = f"{ratio['ratio']:.2f} ({ratio['low']:.2f} - {ratio['high']:.2f})"
+    if side == other:
+        return f"{side}: order {order} takes {text} times as long as order {other_order}"
+    return f"order {order}: {side} takes {text} times as long as {other}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Measuring contestants in turns, and what follows from the times: medians, spread, ratios."""
+from __future__ import annotations
+
+import contextlib
+import statistics
+import time
+
+import paddle
+
+from ..episodes import EpisodeBuilder, meta_batch
+from ..errors import UserError
+from ..network import MAML
+from ..synthetic import draw_synthetic
+from .contestants import OURS, Problem
+from .worker import Team
+
+# Single-precision sums in another order, carried through the inner steps; a different computation differs in the first digits.
+LOSS_TOLERANCE = 1e-4
+# Warm-up and meta-iterations of a heat, which only chooses between arrangements.
+HEAT = {"warmup": 1, "repeat": 2}
+
+
+def make_problem(settings):
+    """The problem of some `Settings`: fresh weights, and episodes of drawn characters, which need no download.
+
+    Returns:
+        (problem, seconds): `Problem`, and the time that building its episodes took.
+    """
+    paddle.seed(settings.seed)
+    net = MAML(n_way=settings.n_way, width=settings.width, image_size=settings.image_size)
+    images = draw_synthetic(alphabets=-(-settings.n_way // 20), image_size=settings.image_size)
+    builder = EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed)
+    began = time.perf_counter()
+    batch = meta_batch(builder, range(settings.meta_batch))
+    return Problem(settings, [p.numpy() for p in net.parameters()], batch), time.perf_counter() - began
+
+
+def measure(contestants, problem, device, warmup, repeat):
+    """Meta-iterations of all contestants in turns.
+
+    Args:
+        contestants: list of `Contestant`.
+        problem: `Problem`.
+        device: "cpu" or "gpu:N".
+        warmup, repeat: rounds that do not count, and rounds that do.
+
+    Returns:
+        A row for each contestant, a dict of plain values: the contestant's fields; seconds, a list of `repeat`; median_s, min_s,
+        max_s, meta_iterations_per_s, episodes_per_s, peak_memory_bytes (above what the imports take) and loss.
+
+    Raises:
+        UserError: a contestant's process failed.
+    """
+    seconds, losses = [[] for _ in contestants], [None] * len(contestants)
+    with contextlib.ExitStack() as stack:
+        teams = [stack.enter_context(Team(contestant, problem, device)) for contestant in contestants]
+        for turn in range(warmup + repeat):
+            for number, team in enumerate(teams):
+                spent, losses[number] = team.run()
+                if turn >= warmup:
+                    seconds[number].append(spent)
+        peaks = [team.memory() for team in teams]
+    return [_row(*parts, tasks=len(problem.batch[0])) for parts in zip(contestants, seconds, losses, peaks)]
+
+
+def _row(contestant, seconds, loss, peak, tasks):
+    median = statistics.median(seconds)
+    return {**vars(contestant), "seconds": seconds, "median_s": median, "min_s": min(seconds), "max_s": max(seconds),
+            "meta_iterations_per_s": 1 / median, "episodes_per_s": tasks / median, "peak_memory_bytes": peak, "loss": loss}
+
+
+def fastest(contestants, problem, device):
+    """The fastest of some contestants, measured one after the other.
+
+    Returns:
+        (contestant, rows): the rows of the heats are empty where there was only one candidate.
+    """
+    if len(contestants) == 1:
+        return contestants[0], []
+    rows = [measure([contestant], problem, device, **HEAT)[0] for contestant in contestants]
+    best = min(range(len(rows)), key=lambda number: rows[number]["min_s"])
+    return contestants[best], rows
+
+
+def check_losses(rows):
+    """Refuse rows of contestants that did not compute the same: raises UserError."""
+    [first, *others] = rows
+    for row in others:
+        if not abs(row["loss"] - first["loss"]) <= LOSS_TOLERANCE * abs(first["loss"]):
+            raise UserError(f"The losses differ, {first['loss']:.8g} ({first['side']} {first['variant']}) and {row['loss']:.8g} "
+                            f"({row['side']} {row['variant']}, order {row['order']}), so the times cannot be compared; "
+                            "lower --inner-lr if the adaptation diverges, and else report this.")
+
+
+def ratios(rows):
+    """How the rows of a final compare: this library with each opponent of the same order, and its order 2 with its order 1.
+
+    Returns:
+        List of dict: of and to, each [side, order]; ratio, of the medians; low and high, the least and greatest of the rounds.
+    """
+    ours = {row["order"]: row for row in rows if row["side"] == OURS}
+    pairs = [(row, ours[row["order"]]) for row in rows if row["side"] != OURS]
+    if len(ours) == 2:
+        pairs.append((ours[2], ours[1]))
+    return [_ratio(above, below) for above, below in pairs]
+
+
+def _ratio(above, below):
+    rounds = [a / b for a, b in zip(above["seconds"], below["seconds"])]
+    return {"of": [above["side"], above["order"]], "to": [below["side"], below["order"]],
+            "ratio": above["median_s"] / below["median_s"], "low": min(rounds), "high": max(rounds)}

@@ -1,0 +1,128 @@
+"""The contestants that compute with PyTorch. Only their own processes import this file, so PyTorch need not be installed."""
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.func import grad, vmap
+
+from ..errors import UserError
+
+BLOCKS = 4
+
+
+def join(rank, processes, port):
+    """Meet the other processes of the contestant."""
+    if processes > 1:
+        dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=processes)
+
+
+def make(contestant, problem, device):
+    """The side of a contestant in this process."""
+    if device != "cpu" and not torch.cuda.is_available():
+        raise UserError("this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose --device cpu.")
+    torch.set_num_threads(contestant.threads)
+    return {"loop": Loop, "channels_last": ChannelsLast, "vmap": Vmap}[contestant.variant](problem, contestant.order, device)
+
+
+class _PyTorchSide:
+    memory_format = torch.contiguous_format
+
+    def __init__(self, problem, order, device="cpu"):
+        self.problem, self.settings, self.order = problem, problem.settings, order
+        self.device = torch.device(device.replace("gpu", "cuda"))
+        self.dtype = torch.from_numpy(problem.weights[0]).dtype
+        self.initial = [self._tensor(array) for array in problem.weights]
+        self.parameters = [tensor.clone().requires_grad_() for tensor in self.initial]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=self.settings.meta_lr)
+
+    def _tensor(self, array):
+        tensor = torch.tensor(array, device=self.device)
+        if tensor.is_floating_point():
+            tensor = tensor.to(self.dtype)
+        return tensor.to(memory_format=self.memory_format) if tensor.ndim == 4 else tensor
+
+    def reset(self):
+        """Back to the initial weights."""
+        with torch.no_grad():
+            for parameter, tensor in zip(self.parameters, self.initial):
+                parameter.copy_(tensor)
+
+    def meta_iteration(self):
+        """Meta-gradient and step of the meta-optimizer. Returns this process's part of the loss, a float."""
+        loss = self.meta_gradient()
+        if dist.is_initialized():
+            self._sum_over_processes()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss * self.problem.weight
+
+    def _sum_over_processes(self):
+        gradients = torch.cat([p.grad.reshape(-1) for p in self.parameters]) * self.problem.weight
+        dist.all_reduce(gradients)
+        for parameter, gradient in zip(self.parameters, gradients.split([p.numel() for p in self.parameters])):
+            parameter.grad.copy_(gradient.reshape(parameter.shape))
+
+    def gradients(self):
+        """The meta-gradient that `meta_gradient` left, as arrays."""
+        return [p.grad.cpu().numpy() for p in self.parameters]
+
+    def synchronize(self):
+        """Wait for the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+    def device_memory(self):
+        """Peak of the memory allocated on the GPU, in bytes."""
+        return torch.cuda.max_memory_allocated()
+
+
+class Loop(_PyTorchSide):
+    """Task by task, backward after each, so that only one task's graph is in memory."""
+
+    def meta_gradient(self):
+        """Leave the meta-gradient of the process's tasks in the parameters. Returns their mean query loss, a float."""
+        tasks, total = len(self.problem.batch[0]), 0.0
+        for task in zip(*self.problem.batch):
+            x_spt, y_spt, x_qry, y_qry = (self._tensor(array) for array in task)
+            fast = self.parameters
+            for _ in range(self.settings.inner_steps):
+                gradients = torch.autograd.grad(F.cross_entropy(_logits(x_spt, fast), y_spt), fast, create_graph=self.order == 2)
+                fast = [p - self.settings.inner_lr * g for p, g in zip(fast, gradients)]
+            loss = F.cross_entropy(_logits(x_qry, fast), y_qry) / tasks
+            loss.backward()
+            total += loss.detach()
+        return total.item()
+
+
+class ChannelsLast(Loop):
+    """The same with images and weights laid out channels last."""
+
+    memory_format = torch.channels_last
+
+
+class Vmap(_PyTorchSide):
+    """All tasks at once, by torch.func."""
+
+    def meta_gradient(self):
+        """As `Loop.meta_gradient`."""
+        batch = [self._tensor(array) for array in self.problem.batch]
+        loss = vmap(self._task_loss, in_dims=(None, 0, 0, 0, 0))(self.parameters, *batch).mean()
+        loss.backward()
+        return loss.item()
+
+    def _task_loss(self, params, x_spt, y_spt, x_qry, y_qry):
+        support_gradient = grad(lambda fast: F.cross_entropy(_logits(x_spt, fast), y_spt))
+        for _ in range(self.settings.inner_steps):
+            with torch.set_grad_enabled(self.order == 2):
+                gradients = support_gradient(params)
+            params = [p - self.settings.inner_lr * g for p, g in zip(params, gradients)]
+        return F.cross_entropy(_logits(x_qry, params), y_qry)
+
+
+def _logits(x, params):
+    for number in range(BLOCKS):
+        weight, bias, scale, shift = params[4 * number:4 * number + 4]
+        x = F.batch_norm(F.conv2d(x, weight, bias, padding=1), None, None, scale, shift, training=True)
+        x = F.max_pool2d(F.relu(x), 2)
+    return x.flatten(1) @ params[-2] + params[-1]

@@ -1,0 +1,49 @@
+"""This library's time and memory against tasks, inner steps, n_way and processes."""
+from __future__ import annotations
+
+import dataclasses
+
+from .contestants import OURS, VARIANTS, Contestant
+from .measure import make_problem, measure
+
+TASKS, INNER_STEPS, N_WAY, PROCESSES = "tasks", "inner steps", "n_way", "processes"
+_SETTINGS = {TASKS: "meta_batch", INNER_STEPS: "inner_steps", N_WAY: "n_way"}
+
+
+def sweeps(settings, processes):
+    """The values of each quantity; the others stay at their settings, with one process."""
+    return {TASKS: _doubling(settings.meta_batch), INNER_STEPS: [1, 2, 5, 10, 20], N_WAY: [2, 5, 10, 20],
+            PROCESSES: _doubling(processes)}
+
+
+def _doubling(last):
+    """1, 2, 4 and so on, and the last."""
+    return sorted({1 << power for power in range(last.bit_length())} | {last})
+
+
+def scale(settings, values, orders, threads, device, warmup, repeat, announce):
+    """Measure every value of every quantity.
+
+    Args:
+        settings: `Settings` of all that is not varied.
+        values: dict from quantity to values, as `sweeps` returns.
+        orders: of the meta-gradient.
+        threads: of each process.
+        device, warmup, repeat: as `measure`.
+        announce: takes a line before each measurement.
+
+    Returns:
+        Rows of `measure`, with quantity and value. A point that lies in two sweeps is measured once.
+    """
+    measured, rows = {}, []
+    for quantity, points in values.items():
+        for value in points:
+            point = dataclasses.replace(settings, **{_SETTINGS[quantity]: value}) if quantity in _SETTINGS else settings
+            for order in orders:
+                contestant = Contestant(OURS, VARIANTS[OURS][0], order, value if quantity == PROCESSES else 1, threads)
+                if (point, contestant) not in measured:
+                    announce(f"{quantity} {value}, order {order}")
+                    problem, _ = make_problem(point)
+                    [measured[point, contestant]] = measure([contestant], problem, device, warmup, repeat)
+                rows.append({"quantity": quantity, "value": value, **measured[point, contestant]})
+    return rows

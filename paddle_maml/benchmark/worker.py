@@ -1,0 +1,162 @@
+"""A contestant's processes: `Team` starts them and gives the commands, `work` is what each of them does.
+
+A contestant of several processes divides the tasks of the meta-batch among them and adds the gradients by its own framework's
+gloo backend, one message for all parameters.
+"""
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import time
+
+from ..device import prepare
+from ..errors import UserError
+from .contestants import PYTORCH
+
+RUN, MEMORY = "run", "memory"
+
+
+class Team:
+    """The processes of one contestant; a context manager that ends them.
+
+    Args:
+        contestant: `Contestant`.
+        problem: the whole `Problem`; each process gets its share.
+        device: "cpu" or "gpu:N", as Paddle names it.
+
+    Raises:
+        UserError: a process ended or refused to start.
+    """
+
+    def __init__(self, contestant, problem, device):
+        self.contestant = contestant
+        self._processes, self._connections = [], []
+        context, port = multiprocessing.get_context("spawn"), _free_port()
+        try:
+            for rank in range(contestant.processes):
+                here, there = context.Pipe()
+                process = context.Process(target=work, args=(there, contestant, rank, port, device), daemon=True)
+                process.start()
+                there.close()
+                self._processes.append(process)
+                self._connections.append(here)
+            for rank, connection in enumerate(self._connections):
+                self._send(connection, problem.share(rank, contestant.processes))
+            self._answers()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self):
+        """One meta-iteration from the initial weights: (seconds of the slowest process, loss)."""
+        seconds, losses = zip(*self._ask(RUN))
+        return max(seconds), sum(losses)
+
+    def memory(self):
+        """Bytes that all processes took at their peak above what the imports take; None where the system does not tell."""
+        peaks = self._ask(MEMORY)
+        return None if None in peaks else sum(peaks)
+
+    def close(self):
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.kill()  # it has nothing to save, and Paddle answers SIGTERM with a report
+            process.join()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _ask(self, command):
+        for connection in self._connections:
+            self._send(connection, command)
+        return self._answers()
+
+    @staticmethod
+    def _send(connection, message):
+        with contextlib.suppress(BrokenPipeError):  # a process that has ended: its answer says so
+            connection.send(message)
+
+    def _answers(self):
+        answers = [None] * len(self._connections)
+        waiting = {connection: rank for rank, connection in enumerate(self._connections)}
+        while waiting:
+            # Whoever answers first: where one process died the others wait for it forever.
+            for connection in multiprocessing.connection.wait(list(waiting)):
+                rank = waiting.pop(connection)
+                try:
+                    answers[rank] = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    self._processes[rank].join()
+                    raise UserError(f"A process of {self.contestant} ended with status {self._processes[rank].exitcode}; "
+                                    "if the memory did not suffice, lower --tasks.") from None
+                if isinstance(answers[rank], str):
+                    raise UserError(f"{self.contestant}: {answers[rank]}")
+        return answers
+
+
+def work(connection, contestant, rank, port, device):
+    """The life of a process: set up, import, then answer commands until the other end of the connection is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(contestant.threads)
+    # Frameworks differ in when they round to TF32; here all compute in float32.
+    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
+    if contestant.tuned_allocator:
+        prepare()
+    with contextlib.suppress(EOFError):
+        try:
+            _serve(connection, contestant, rank, port, device)
+        except UserError as error:
+            connection.send(str(error))
+
+
+def _serve(connection, contestant, rank, port, device):
+    # Paddle warns of every OMP_NUM_THREADS but 1.
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
+        if contestant.side == PYTORCH:
+            from . import pytorch_sides as sides
+        else:
+            from . import paddle_sides as sides
+    imported = _resident_bytes("VmRSS")
+    sides.join(rank, contestant.processes, port)
+    side = sides.make(contestant, connection.recv(), device)
+    connection.send(True)
+    while True:
+        if connection.recv() == RUN:
+            began = time.perf_counter()
+            loss = side.meta_iteration()
+            side.synchronize()
+            seconds = time.perf_counter() - began
+            side.reset()
+            connection.send((seconds, loss))
+        elif device != "cpu":
+            connection.send(side.device_memory())
+        else:
+            peak = _resident_bytes("VmHWM")
+            connection.send(None if peak is None else peak - imported)
+
+
+def _resident_bytes(field):
+    """VmRSS, the memory in use, or VmHWM, its peak, of this process; None where the system has no /proc.
+
+    Not getrusage: its peak outlives exec, so that a child starts with its parent's.
+    """
+    with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def _free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]

@@ -1,0 +1,263 @@
+"""Weights and training state on disk: checkpoint sets written whole or not at all, and what is read from them put to use."""
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import zipfile
+import zlib
+
+import numpy as np
+
+from .errors import UserError
+from .plain_data import MAX_BYTES, read_file
+from .settings import settings_from_dict
+
+WEIGHTS, BEST, OPTIMIZER, STATES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
+
+_SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
+_PARTIAL = ".checkpoint.partial"
+
+# paddle.save adds this entry to a state_dict.
+_PADDLE_NAMES = "StructuredToParameterName@@"
+
+
+# ---- a checkpoint set ----
+
+
+def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
+    """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
+
+    The set appears with one rename after everything is on the disk, so a process killed at any moment leaves the old set or the new one.
+
+    Args:
+        run_folder: the run's folder, which exists.
+        iteration: meta-iterations done.
+        weights: the learner's state_dict.
+        best: the state_dict with the best validation accuracy so far.
+        optimizer: the meta-optimizer's state, see `optimizer_state`.
+        states: dict of plain values: iteration, settings, and what else the training needs.
+    Returns:
+        Path of the new set.
+    """
+    import paddle
+
+    partial = os.path.join(run_folder, _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    os.mkdir(partial)
+    try:
+        for name, content in ((WEIGHTS, weights), (BEST, best), (OPTIMIZER, optimizer), (STATES, states)):
+            path = os.path.join(partial, name)
+            paddle.save(content, path)
+            _sync(path)
+        _sync(partial)
+        final = _free_name(run_folder, iteration)
+        os.rename(partial, final)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    _sync(run_folder)
+    remove_leftovers(run_folder)
+    return final
+
+
+def newest_checkpoint(run_folder):
+    """Path of the newest checkpoint set in a run folder, or None."""
+    sets = _sets(run_folder)
+    return sets[-1][1] if sets else None
+
+
+def remove_leftovers(run_folder):
+    """Remove everything that is not the newest complete set: what killed writes and killed removals left, and the older sets."""
+    newest = newest_checkpoint(run_folder)
+    for name in os.listdir(run_folder):
+        path = os.path.join(run_folder, name)
+        if (name == _PARTIAL or _SET_NAME.match(name)) and path != newest:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _sets(run_folder):
+    """The complete checkpoint sets as ((iteration, try), path), oldest first."""
+    found = []
+    for name in os.listdir(run_folder) if os.path.isdir(run_folder) else []:
+        match = _SET_NAME.match(name)
+        path = os.path.join(run_folder, name)
+        # A set whose removal was cut short lacks files.
+        if match and all(os.path.isfile(os.path.join(path, file)) for file in (WEIGHTS, BEST, OPTIMIZER, STATES)):
+            found.append(((int(match[1]), int(match[2] or 0)), path))
+    return sorted(found)
+
+
+def _free_name(run_folder, iteration):
+    # The same iteration is saved again when an interrupted validation was caught up; the older set must stay until the newer is complete.
+    path, tries = os.path.join(run_folder, f"checkpoint-{iteration}"), 0
+    while os.path.exists(path):
+        tries += 1
+        path = os.path.join(run_folder, f"checkpoint-{iteration}.{tries}")
+    return path
+
+
+def _sync(path):
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_states(path):
+    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else."""
+    states = read_file(path)
+    if not isinstance(states, dict) or not isinstance(states.get("settings"), dict):
+        raise UserError(f"{path} does not hold the state of a run.")
+    return states, settings_from_dict(states["settings"])
+
+
+def stored_settings(run_folder):
+    """The `Settings` in a run folder's newest checkpoint, or None where there is none."""
+    newest = newest_checkpoint(run_folder)
+    return read_states(os.path.join(newest, STATES))[1] if newest else None
+
+
+def find_weights(path):
+    """The weights that a path means.
+
+    Args:
+        path: a run folder or a checkpoint folder (their best weights), or a file of weights.
+    Returns:
+        (file, settings): settings of the run it belongs to, None for a file on its own.
+    Raises:
+        UserError: there are none.
+    """
+    if os.path.isdir(path):
+        folder = path if os.path.isfile(os.path.join(path, STATES)) else newest_checkpoint(path)
+        if folder is None:
+            raise UserError(f"The folder {path} holds no checkpoint.")
+        path = os.path.join(folder, BEST)
+    elif not os.path.isfile(path):
+        raise UserError(f"There is no file or folder {path}.")
+    states = os.path.join(os.path.dirname(path), STATES)
+    return path, read_states(states)[1] if os.path.isfile(states) else None
+
+
+# ---- weights into a learner ----
+
+
+def load_weights(learner, path):
+    """Load weights into a learner.
+
+    Args:
+        learner: a `MetaLearner`.
+        path: `.pdparams` of the learner or of its network alone, or the competition's published weights.
+    Raises:
+        UserError: the file is unreadable, or its parameters are not this network's; names the first that differs.
+    """
+    content = _read_competition(path) if zipfile.is_zipfile(path) else read_file(path)
+    if isinstance(content, list):
+        return _set_in_order(learner.net, content, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no weights: expected named parameters.")
+    content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
+    layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
+    set_weights(layer, content, path)
+
+
+def load_competition_weights(net, path):
+    """Load the weights that the PaddlePaddle competition's reproduction published into a network.
+
+    Args:
+        net: a `MAML` network of width 64, for 28x28 images, with the same n_way.
+        path: `.npz` with p00 .. p17, or the original pickle of a list of 18 NumPy arrays; both in the order of `net.parameters()`.
+    Raises:
+        UserError: the file is unreadable, or a shape differs.
+    """
+    _set_in_order(net, _read_competition(path), path)
+
+
+def set_weights(layer, arrays, path):
+    """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless names and shapes agree."""
+    own = layer.state_dict()
+    missing, surplus = [name for name in own if name not in arrays], [name for name in arrays if name not in own]
+    if missing or surplus:
+        problem = f"{missing[0]} is missing" if missing else f"{surplus[0]!r} is unknown"
+        raise UserError(f"{path} holds the weights of another kind of network: {problem}.")
+    for name, tensor in own.items():
+        _check_shape(path, name, arrays[name], tensor)
+    # A copy: Paddle may keep a view of what it is given, and these arrays are views of the file.
+    layer.set_state_dict({name: np.array(arrays[name]) for name in own})
+
+
+def _set_in_order(net, arrays, path):
+    names = [name for name, _ in net.named_parameters()]
+    if len(arrays) != len(names):
+        raise UserError(f"{path} holds {len(arrays)} arrays, but this network has {len(names)} parameters.")
+    set_weights(net, dict(zip(names, arrays)), path)
+
+
+def _check_shape(path, name, array, tensor):
+    shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
+    if shape != list(tensor.shape):
+        raise UserError(f"{path} belongs to another network: {name} has shape {shape} in the file, but {list(tensor.shape)} here; "
+                        "check n_way, width, image_size and architecture.")
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
+
+
+def _read_competition(path):
+    if not zipfile.is_zipfile(path):
+        content = read_file(path)
+        if not isinstance(content, list):
+            raise UserError(f"{path} does not hold the competition's weights: expected a list of arrays.")
+        return content
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                raise UserError(f"{path} is refused, because it unpacks to more than {MAX_BYTES} bytes.")
+        with np.load(path, allow_pickle=False) as arrays:
+            return [arrays[name] for name in sorted(arrays.files)]
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or holds no arrays ({type(error).__name__}: {error}).") from error
+
+
+# ---- the meta-optimizer's state ----
+
+
+def optimizer_state(optimizer, learner):
+    """The state of a meta-optimizer as a dict of arrays.
+
+    Paddle names its entries by numbers that count the tensors made before in the process; here they bear the parameters' own names, so
+    that another process can resume.
+    """
+    # Paddle does not save an empty dict, and before the first step there is nothing else.
+    return {name: tensor.numpy() for name, _, tensor in _optimizer_slots(optimizer, learner)} or {"steps": 0}
+
+
+def set_optimizer_state(optimizer, learner, state, path):
+    """Give a new meta-optimizer the state that `optimizer_state` returned. The learner's weights do not change.
+
+    Raises:
+        UserError: the state read from `path` does not belong to this optimizer and learner.
+    """
+    # Paddle makes the entries at the first step: with zero gradients from zero moments, Adam moves nothing.
+    sum((parameter * 0.0).sum() for parameter in learner.parameters()).backward()
+    optimizer.step()
+    optimizer.clear_grad()
+    renamed = {key: value for key, value in optimizer.state_dict().items() if key == "LR_Scheduler"}
+    for name, key, tensor in _optimizer_slots(optimizer, learner):
+        if name not in state:
+            raise UserError(f"{path} belongs to another optimizer or network: {name} is missing.")
+        _check_shape(path, name, state[name], tensor)
+        renamed[key] = np.array(state[name])
+    optimizer.set_state_dict(renamed)
+
+
+def _optimizer_slots(optimizer, learner):
+    """Yield (our name, Paddle's name, tensor) of each entry, such as ("net.linear.bias/moment1", "param_7_moment1_0", ...)."""
+    names = {tensor.name: name for name, tensor in learner.state_dict().items()}
+    for key, tensor in optimizer.state_dict().items():
+        owner = max((name for name in names if key.startswith(name + "_")), key=len, default=None)
+        if owner is not None:  # the schedule's entry is no tensor: it follows from the iteration
+            slot = re.sub(r"_\d+$", "", key[len(owner) + 1 :])
+            yield f"{names[owner]}/{slot}", key, tensor

@@ -1,0 +1,123 @@
+"""The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
+from __future__ import annotations
+
+import errno
+import os
+import sys
+
+from .background import Interrupted
+from .device import prepare, select_device
+from .errors import UserError
+from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
+
+# Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a mistyped option.
+
+FAILED, STOPPED = 2, 130
+
+
+def main_train(arguments=None):
+    """train.py: train and report.
+
+    Args:
+        arguments: the command line without the program's name; by default the process's.
+    Returns:
+        The exit status: 0, 2 for a failure that the user can mend, 130 after SIGINT or SIGTERM.
+    """
+    return _run(_train, arguments)
+
+
+def main_eval(arguments=None):
+    """eval.py: evaluate weights and report; arguments and exit status as `main_train`."""
+    return _run(_evaluate, arguments)
+
+
+def _run(command, arguments):
+    prepare()
+    try:
+        command(sys.argv[1:] if arguments is None else arguments)
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        if error.errno not in _MACHINE:
+            raise
+        place = f" ({error.filename})" if error.filename else ""
+        return _fail(_MACHINE[error.errno].format(place=place))
+    except MemoryError:
+        return _fail("There is not enough memory; lower --chunk or --meta-batch.")
+    except Interrupted as stop:
+        print(stop, file=sys.stderr)
+        return STOPPED
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return STOPPED
+    return 0
+
+
+_MACHINE = {
+    errno.ENOSPC: "The disk is full{place}: free some space; a run that has begun continues with --resume.",
+    errno.EDQUOT: "The disk quota is used up{place}: free some space; a run that has begun continues with --resume.",
+    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a run that has begun continues with --resume.",
+    errno.EROFS: "The file system is read-only{place}: choose another folder.",
+    errno.EACCES: "Permission is missing{place}: choose another folder or change its permissions.",
+    errno.EPERM: "Permission is missing{place}: choose another folder or change its permissions.",
+    errno.ENOTDIR: "A part of the path is not a folder{place}: choose another one.",
+    errno.ENAMETOOLONG: "The path is too long{place}: choose another one.",
+    errno.EIO: "The disk reports an error{place}.",
+}
+
+
+def _fail(message):
+    print("error: " + message, file=sys.stderr)
+    return FAILED
+
+
+def _train(arguments):
+    parser = CommandLine(prog="train.py", description="Train MAML on Omniglot. Presets: " + ", ".join(PRESETS) + ".")
+    parser.add_settings()
+    given = parser.parse(arguments)
+    settings = settings_from_preset(**given)
+    from . import checkpoint, training
+
+    stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
+    if stored:
+        # What is not given anew is taken from the run, wherever its folder is now.
+        settings = settings_from_dict({**stored.as_dict(), **given, "output": settings.run_folder})
+    training.train(settings)
+
+
+# The settings that matter to an evaluation, with the options that are named differently there: --split is the part to test on.
+_EVALUATED = ("dataset", "data_dir", "split", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr",
+              "test_inner_steps", "test_episodes", "test_k_query", "seed", "device", "chunk")
+_EVAL_FLAGS = {"split": "--split-rule", "test_episodes": "--episodes", "test_k_query": "--k-query", "test_inner_steps": "--inner-steps"}
+
+
+def _evaluate(arguments):
+    parser = CommandLine(prog="eval.py", description="Evaluate trained weights. Settings that are not given are those of the run the weights "
+                         "come from, or the defaults below for a file on its own.")
+    parser.add_argument("--weights", required=True, metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
+    parser.add_argument("--split", dest="part", choices=("train", "val", "test"), default="test", help="classes to draw episodes from (default test)")
+    parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
+    parser.add_settings(_EVALUATED, _EVAL_FLAGS)
+    given = parser.parse(arguments)
+    path, part, json_path = given.pop("weights"), given.pop("part"), given.pop("json")
+    if json_path and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
+        raise UserError(f"--json is {json_path}, but its folder does not exist.")
+
+    from . import assembly, checkpoint
+    from .evaluation import evaluate
+    from .reporting import evaluation_table, write_json
+
+    weights, stored = checkpoint.find_weights(path)
+    # The run's own device and number of episodes say nothing about this machine and this evaluation.
+    stored = {**(stored or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
+    settings = settings_from_dict({**stored, **given})
+    device = select_device(settings.device)
+    parts, rule = assembly.load_images(settings)
+    learner = assembly.make_learner(settings, parts[part])
+    checkpoint.load_weights(learner, weights)
+    result = evaluate(learner, assembly.evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
+    report = {"evaluation": assembly.describe(result, settings, parts[part], rule, part), "weights": os.path.abspath(weights),
+              "environment": assembly.environment(device), "settings": settings.as_dict()}
+    print(evaluation_table(report["evaluation"]))
+    if json_path:
+        write_json(json_path, report)

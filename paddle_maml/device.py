@@ -1,0 +1,93 @@
+"""The machine: what must be set before Paddle is imported, and which device computes."""
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+import warnings
+
+from .errors import UserError
+
+# Numbers of glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_GIB = 1 << 30
+
+
+def prepare():
+    """Set up the process; call it before Paddle is imported.
+
+    Silences what Paddle prints about GPU libraries that a CPU machine does not have, and tells the memory allocator to keep
+    what it got. Settings the user made in the environment stay.
+    """
+    os.environ.setdefault("GLOG_minloglevel", "2")
+    warnings.filterwarnings("ignore", message=".*your CUDA device is not set properly.*")
+    warnings.filterwarnings("ignore", message=".*No ccache found.*")
+    _keep_freed_memory()
+
+
+def _keep_freed_memory():
+    # Paddle's CPU tensors are freed after each operator. glibc gives such large blocks back to the system and gets zeroed pages for the
+    # next operator: about a fifth of a meta-iteration's time.
+    if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # musl and others
+        return
+    # Older glibc refuses more than 32 MiB.
+    if not mallopt(_M_MMAP_THRESHOLD, _GIB):
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+    mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
+
+
+def select_device(name="auto", announce=print):
+    """Choose the device for all that follows.
+
+    Args:
+        name: "auto" (the first GPU that runs a kernel, else the CPU), "cpu", or "gpu:0", "gpu:1" and so on.
+        announce: function that takes one line saying why there is no GPU.
+    Returns:
+        The device's name as Paddle gives it: "cpu" or "gpu:N".
+    Raises:
+        UserError: a GPU was asked for by name and does not work, or the name is none.
+    """
+    import paddle
+
+    if name == "cpu":
+        return _use(paddle, "cpu")
+    if name != "auto" and not re.fullmatch(r"gpu(:\d+)?", name):
+        raise UserError(f"device is {name!r}, but must be auto, cpu, or gpu:0 and so on.")
+    wanted = "gpu:0" if name == "auto" else name
+    problem = _gpu_problem(paddle, wanted)
+    if problem is None:
+        return _use(paddle, wanted)
+    if name != "auto":
+        raise UserError(f"device {name} cannot be used: {problem}; choose another one, or cpu.")
+    announce(f"Computing on the CPU: {problem}.")
+    return _use(paddle, "cpu")
+
+
+def _use(paddle, name):
+    paddle.set_device(name)
+    return paddle.device.get_device()
+
+
+def _gpu_problem(paddle, name):
+    """Why a GPU cannot be used, or None. A driver that lists a card may still fail to run a kernel, so kernels are run."""
+    if not paddle.device.is_compiled_with_cuda():
+        return "this Paddle was built without GPU support"
+    count, index = paddle.device.cuda.device_count(), int((name + ":0").split(":")[1])
+    if count == 0:
+        return "no GPU was found"
+    if index >= count:
+        return f"there are only {count} GPUs, counted from 0"
+    try:
+        paddle.set_device(name)
+        x = paddle.ones([1, 1, 8, 8])
+        # A convolution, because it needs cuDNN as well as CUDA.
+        total = float(paddle.nn.functional.conv2d(x, paddle.ones([1, 1, 3, 3])).sum())
+    except Exception as error:
+        # Paddle raises many types here, with a native stack; its last lines say what happened.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        return f"a kernel on {name} failed ({lines[-1][:200] if lines else type(error).__name__})"
+    return None if total == 324.0 else f"a kernel on {name} computed {total} instead of 324"

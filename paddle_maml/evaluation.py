@@ -1,0 +1,53 @@
+"""Testing: mean accuracy over episodes with its 95 % interval, after every inner step."""
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from .episodes import meta_batch
+from .errors import UserError
+
+NOTE = "transductive: batch norm uses the statistics of each episode's whole query set, as in the published protocols"
+
+
+def evaluate(learner, builder, episodes, steps=None, batch=32, between=None):
+    """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
+
+    Args:
+        learner: a `MetaLearner`.
+        builder: an `EpisodeBuilder` of the classes to test on.
+        episodes: number of episodes, at least 2.
+        steps: inner steps; the learner's by default.
+        batch: episodes built and handed over at a time; it changes memory only.
+        between: called without arguments after each batch; what it raises ends the evaluation.
+    Returns:
+        dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and loss_per_step (lists of
+        steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals are half-widths,
+        1.96 standard errors of the mean over episodes.
+    Raises:
+        UserError: the adaptation diverges.
+    """
+    accuracies, losses = [], []
+    for start in range(0, episodes, batch):
+        x_spt, y_spt, x_qry, y_qry = meta_batch(builder, range(start, min(start + batch, episodes)))
+        accuracy, loss = learner.finetune(x_spt, y_spt, x_qry, y_qry, steps=steps)
+        accuracies.append(accuracy)
+        losses.append(loss)
+        if between:
+            between()
+    accuracies, losses = np.concatenate(accuracies), np.concatenate(losses)
+    if not np.isfinite(losses).all():
+        raise UserError(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
+    means = accuracies.mean(axis=0)
+    intervals = 1.96 * accuracies.std(axis=0, ddof=1) / math.sqrt(episodes)
+    return {
+        "accuracy": float(means[-1]),
+        "interval": float(intervals[-1]),
+        "loss": float(losses.mean(axis=0)[-1]),
+        "accuracy_per_step": means.tolist(),
+        "interval_per_step": intervals.tolist(),
+        "loss_per_step": losses.mean(axis=0).tolist(),
+        "episodes": episodes,
+        "note": NOTE,
+    }

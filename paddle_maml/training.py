@@ -1,0 +1,271 @@
+"""Training: the only loop over meta-iterations, with validation, checkpoints, resume and the final test."""
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+
+import numpy as np
+import paddle
+
+from . import checkpoint
+from .assembly import describe, environment, load_images, make_learner, evaluation_episodes
+from .background import Ahead, Interrupted, StopRequest
+from .device import select_device
+from .episodes import EpisodeBuilder, meta_batch
+from .errors import UserError
+from .evaluation import evaluate
+from .reporting import METRICS, REPORT, Metrics, Progress, evaluation_table, write_json
+from .settings import Settings, flag
+
+
+def meta_gradient(learner, batch):
+    """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
+
+    Args:
+        learner: a `MetaLearner` with cleared gradients.
+        batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks.
+    Returns:
+        (loss, accuracy): means over the query sets, floats.
+    """
+    loss, accuracy = learner.meta_loss(*batch)
+    loss.backward()
+    return float(loss), float(accuracy)
+
+
+def train(settings):
+    """Train, keep the weights with the best validation accuracy, test them, and write the run folder.
+
+    The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json. A run that is killed and resumed ends with
+    the same weights, bit for bit, as one that is not (on a CPU).
+
+    Args:
+        settings: `Settings`.
+    Returns:
+        The report, a dict as in report.json.
+    Raises:
+        UserError: a setting, the data or the run folder is not usable, or the loss is no longer a finite number.
+        Interrupted: SIGINT or SIGTERM came; the state is saved.
+    """
+    settings.check()
+    _refuse_other_run(settings)
+    device = select_device(settings.device)
+    parts, rule = load_images(settings)
+    with StopRequest() as stop:
+        run = _Run(settings, parts, device, stop)
+        try:
+            run.loop()
+            result = run.test(rule)
+        finally:
+            run.close()
+    return result
+
+
+@dataclasses.dataclass
+class _State:
+    """What a checkpoint holds beside weights and moments."""
+
+    iteration: int = 0  # meta-iterations done
+    validated: int = 0  # the meta-iteration of the last validation
+    logged: int = 0  # the meta-iteration of the last row of metrics.csv
+    best_iteration: int = 0
+    best_accuracy: float = -1.0
+    best_interval: float = 0.0
+    meta_lr: float = 0.0  # of the last meta-iteration
+    # Sums since the last row.
+    loss_sum: float = 0.0
+    accuracy_sum: float = 0.0
+    summed: int = 0
+    step_seconds: float = 0.0
+    seconds: float = 0.0  # of the whole run, over all its pieces
+
+
+class _Run:
+    def __init__(self, settings, parts, device, stop):
+        self.settings, self.parts, self.device, self.stop = settings, parts, device, stop
+        self.folder = settings.run_folder
+        paddle.seed(settings.seed)
+        self.learner = make_learner(settings, parts["train"])
+        self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
+                                      rotations=settings.rotations)
+        self.val_builder = evaluation_episodes(settings, parts["val"])
+        evaluation_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
+        self.schedule = settings.meta_lr
+        if settings.meta_lr_schedule == "cosine":
+            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+        self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
+        self.state = _State()
+        self.saved = None
+
+        os.makedirs(self.folder, exist_ok=True)
+        checkpoint.remove_leftovers(self.folder)
+        newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
+        if newest:
+            self._restore(newest)
+        else:
+            self.best = self._weights()
+        self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
+        self.progress = Progress(settings.iterations, self.state.iteration)
+        if newest:
+            self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
+        elif settings.resume:
+            self.progress.note(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
+        if not newest:
+            self.save()
+
+    def loop(self):
+        """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""
+        settings, state = self.settings, self.state
+        ahead = Ahead(self._build, state.iteration, settings.iterations)
+        try:
+            while True:
+                began = time.monotonic()
+                last = state.iteration == settings.iterations
+                if state.validated < state.iteration and (last or state.iteration % settings.val_every == 0):
+                    self._validate()
+                elif state.logged < state.iteration and (last or state.iteration % settings.log_every == 0):
+                    self._log()
+                state.seconds += time.monotonic() - began
+                if last or state.iteration % settings.checkpoint_every == 0 or state.validated == state.iteration:
+                    self.save()
+                self._stop_if_asked()
+                if last:
+                    return
+                self._step(ahead.next())
+        finally:
+            ahead.close()
+
+    def test(self, rule):
+        """Test the best weights, write and return the report."""
+        settings, state = self.settings, self.state
+        checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
+        result = evaluate(self.learner, evaluation_episodes(settings, self.parts["test"]), settings.test_episodes, settings.steps_at_test,
+                          between=self._stop_if_asked)
+        report = {
+            "test": describe(result, settings, self.parts["test"], rule, "test"),
+            "validation": {"accuracy": state.best_accuracy, "interval": state.best_interval, "episodes": settings.val_episodes,
+                           "iteration": state.best_iteration},
+            "iterations": state.iteration,
+            "training_seconds": round(state.seconds, 1),
+            "seed": settings.seed,
+            "environment": environment(self.device),
+            "settings": settings.as_dict(),
+        }
+        write_json(os.path.join(self.folder, REPORT), report)
+        self.progress.note(evaluation_table(report["test"]))
+        self.progress.note(f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
+                           f"Report: {os.path.join(self.folder, REPORT)}")
+        return report
+
+    def save(self):
+        """Write a checkpoint set, unless the newest one has this state already."""
+        state = (self.state.iteration, self.state.validated)
+        if self.saved == state:
+            return
+        weights = self._weights()
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise self._diverged("a weight is not a finite number")
+        states = {**dataclasses.asdict(self.state), "settings": self.settings.as_dict(), "seed": self.settings.seed,
+                  "environment": environment(self.device)}
+        checkpoint.write_checkpoint(self.folder, self.state.iteration, weights, self.best,
+                                    checkpoint.optimizer_state(self.optimizer, self.learner), states)
+        self.saved = state
+
+    def close(self):
+        self.progress.close()
+        self.metrics.close()
+
+    def _build(self, iteration):
+        size = self.settings.meta_batch
+        return meta_batch(self.builder, range(iteration * size, (iteration + 1) * size))
+
+    def _step(self, batch):
+        state, began = self.state, time.monotonic()
+        if self.settings.meta_lr_schedule == "cosine":
+            # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got here.
+            self.schedule.step(epoch=state.iteration)
+        loss, accuracy = meta_gradient(self.learner, batch)
+        if not math.isfinite(loss):
+            raise self._diverged(f"the loss is {loss}")
+        self.optimizer.step()
+        self.optimizer.clear_grad()
+        state.iteration += 1
+        state.meta_lr = float(self.optimizer.get_lr())
+        state.loss_sum += loss
+        state.accuracy_sum += accuracy
+        state.summed += 1
+        state.step_seconds += time.monotonic() - began
+        state.seconds += time.monotonic() - began
+        self.progress.update(state.iteration, **self._means())
+
+    def _means(self):
+        state = self.state
+        return {"loss": state.loss_sum / state.summed, "accuracy": state.accuracy_sum / state.summed,
+                "episodes_per_second": state.summed * self.settings.meta_batch / max(state.step_seconds, 1e-9)}
+
+    def _validate(self):
+        state, settings = self.state, self.settings
+        result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked)
+        state.validated = state.iteration
+        if result["accuracy"] > state.best_accuracy:
+            state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, result["accuracy"], result["interval"]
+            self.best = self._weights()
+        self.progress.note(f"validation after {state.iteration}: {result['accuracy']:.2%} +- {result['interval']:.2%}, best "
+                           f"{state.best_accuracy:.2%} after {state.best_iteration}")
+        self._log(val_loss=result["loss"], val_accuracy=result["accuracy"], val_interval=result["interval"])
+
+    def _log(self, **validation):
+        state = self.state
+        if state.logged < state.iteration:
+            self.metrics.add(iteration=state.iteration, meta_lr=state.meta_lr, seconds=state.seconds, **self._means(), **validation)
+        state.logged, state.loss_sum, state.accuracy_sum, state.summed, state.step_seconds = state.iteration, 0.0, 0.0, 0, 0.0
+
+    def _weights(self):
+        # Copies: Paddle may show the tensor's own memory, which the next step overwrites.
+        return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
+
+    def _restore(self, path):
+        files = {name: os.path.join(path, name) for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER, checkpoint.STATES)}
+        stored, stored_settings = checkpoint.read_states(files[checkpoint.STATES])
+        _refuse_other_settings(stored_settings, self.settings)
+        for field in dataclasses.fields(_State):
+            value = stored.get(field.name)
+            if type(value) is not type(field.default):
+                raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
+            setattr(self.state, field.name, value)
+        if self.state.iteration > self.settings.iterations:
+            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already.")
+        checkpoint.load_weights(self.learner, files[checkpoint.BEST])
+        self.best = self._weights()
+        checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])
+        if self.state.iteration:
+            optimizer = checkpoint.read_file(files[checkpoint.OPTIMIZER])
+            checkpoint.set_optimizer_state(self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER])
+        self.saved = (self.state.iteration, self.state.validated)
+
+    def _stop_if_asked(self):
+        if self.stop.requested:
+            self.save()
+            raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume --output {self.folder}")
+
+    def _diverged(self, what):
+        newest = checkpoint.newest_checkpoint(self.folder)
+        return UserError(f"Stopped at meta-iteration {self.state.iteration + 1}, because {what}; the last good checkpoint is {newest}; "
+                         "try a lower inner_lr or meta_lr.")
+
+
+def _refuse_other_run(settings):
+    folder = settings.run_folder
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")
+    holds_run = checkpoint.newest_checkpoint(folder) or any(os.path.exists(os.path.join(folder, name)) for name in (METRICS, REPORT))
+    if holds_run and not settings.resume:
+        raise UserError(f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}.")
+
+
+def _refuse_other_settings(old, new):
+    for field in dataclasses.fields(Settings):
+        before, now = getattr(old, field.name), getattr(new, field.name)
+        if before != now and not field.metadata["may_change"]:
+            raise UserError(f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it.")

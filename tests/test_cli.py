@@ -1,0 +1,168 @@
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from paddle_maml import checkpoint, cli
+from tiny_run import ROOT, TINY, call, options
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """A finished run, made by the command, whose output is (folder, output)."""
+    folder = str(tmp_path_factory.mktemp("cli") / "run")
+    status, output, errors = call("train.py", options(output=folder, iterations=4, val_every=2, device="auto"))
+    assert status == 0, errors
+    # Nothing about absent GPU libraries, no warnings.
+    assert errors == ""
+    return folder, output
+
+
+def fails(capfd, main, arguments, *parts):
+    """The command ends with status 2 and one sentence that holds the parts."""
+    assert main(arguments) == 2
+    output, errors = capfd.readouterr()
+    lines = errors.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: "), errors
+    for part in parts:
+        assert part in lines[0]
+
+
+def test_training_prints_the_report(run_folder):
+    folder, output = run_folder
+    assert "synthetic, test split, 5-way 1-shot" in output and "transductive" in output and "report.json" in output
+    assert "Computing on the CPU: " in output or "gpu" in open(os.path.join(folder, "report.json")).read()
+
+
+def test_eval_of_a_run_folder_repeats_the_runs_test(run_folder, capfd, tmp_path):
+    folder, _ = run_folder
+    target = str(tmp_path / "result.json")
+    assert cli.main_eval(["--weights", folder, "--episodes", "6", "--device", "cpu", "--json", target]) == 0
+    with open(target) as file, open(os.path.join(folder, "report.json")) as other:
+        evaluation, report = json.load(file), json.load(other)
+    assert evaluation["evaluation"] == report["test"]
+    assert "transductive" in capfd.readouterr().out
+
+
+def test_eval_takes_files_parts_and_other_settings(run_folder, capfd, tmp_path):
+    folder, _ = run_folder
+    file = os.path.join(checkpoint.newest_checkpoint(folder), checkpoint.WEIGHTS)
+    assert cli.main_eval(["--weights", file, "--split", "val", "--episodes", "2", "--inner-steps", "4", "--device", "cpu", "--inner-lr", "0.01"]) == 0
+    output = capfd.readouterr().out
+    assert "val split" in output and output.splitlines()[5].split()[0] == "4"
+    lone = str(tmp_path / "weights.pdparams")
+    with open(file, "rb") as source, open(lone, "wb") as copy:
+        copy.write(source.read())
+    assert cli.main_eval(["--weights", lone, "--dataset", "synthetic", "--width", "4", "--episodes", "2", "--device", "cpu"]) == 0
+
+
+def test_eval_defaults_to_1000_episodes_with_15_query_images():
+    from paddle_maml.settings import Settings
+
+    assert (Settings.test_episodes, Settings.test_k_query) == (1000, 15)
+
+
+def test_resume_takes_the_other_settings_from_the_run(tmp_path, capfd):
+    folder = str(tmp_path / "run")
+    assert cli.main_train(options(output=folder, iterations=2, log_every=1)) == 0
+    moved = str(tmp_path / "moved")
+    os.rename(folder, moved)
+    assert cli.main_train(["--resume", "--output", moved, "--iterations", "3"]) == 0
+    assert "Continuing" in capfd.readouterr().out
+    with open(os.path.join(moved, "report.json")) as file:
+        settings = json.load(file)["settings"]
+    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1}
+
+
+@pytest.mark.parametrize("arguments, part", [
+    (["--n-wya", "5"], "did you mean --n-way?"),
+    (["--preset", "quickstrat"], "did you mean quickstart?"),
+    (["--meta-lr", "0"], "meta_lr is 0.0"),
+    (options(device="tpu"), "device is 'tpu'"),
+    (options(device="gpu:99"), "gpu:99 cannot be used"),
+    (options(n_way=61), "n_way"),
+])
+def test_bad_options_of_train(capfd, tmp_path, arguments, part):
+    fails(capfd, cli.main_train, arguments + ["--output", str(tmp_path / "run")], part)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_output_that_cannot_be_used(capfd, tmp_path, run_folder):
+    file = tmp_path / "file"
+    file.write_text("")
+    fails(capfd, cli.main_train, options(output=file), "is a file")
+    fails(capfd, cli.main_train, options(output=file / "run"), "not a folder")
+    fails(capfd, cli.main_train, options(output=run_folder[0]), "holds a run already", "--resume")
+    fails(capfd, cli.main_train, ["--resume", "--output", run_folder[0], "--n-way", "4"], "--n-way is 4", "started with 5")
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
+def test_a_read_only_folder(capfd, tmp_path):
+    tmp_path.chmod(0o500)
+    fails(capfd, cli.main_train, options(output=tmp_path / "run"), "Permission is missing")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
+def test_a_disk_that_is_full(tmp_path):
+    """A limit on the size of files stands for a full disk: writing the first checkpoint fails, later the run continues."""
+    import resource
+
+    folder = str(tmp_path / "run")
+    arguments = options(output=folder, iterations=2)
+    status, _, errors = call("train.py", arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)))
+    assert status == 2 and len(errors.splitlines()) == 1 and "--resume" in errors, errors
+    assert os.listdir(folder) == ["metrics.csv"]
+    assert cli.main_train(arguments + ["--resume"]) == 0
+
+
+@pytest.mark.parametrize("error, part", [(OSError(28, "No space left", "f"), "disk is full (f)"), (OSError(30, "ro"), "read-only"),
+                                         (MemoryError(), "memory"), (PermissionError(13, "denied", "/x"), "(/x)")])
+def test_failures_of_the_machine_are_one_sentence(capfd, monkeypatch, error, part):
+    from paddle_maml import training
+
+    def fail(settings):
+        raise error
+
+    monkeypatch.setattr(training, "train", fail)
+    fails(capfd, cli.main_train, options(), part)
+
+
+def test_errors_of_the_program_are_not_hidden(monkeypatch):
+    from paddle_maml import training
+
+    def fail(settings):
+        raise KeyError("a mistake")
+
+    monkeypatch.setattr(training, "train", fail)
+    with pytest.raises(KeyError):
+        cli.main_train(options())
+
+
+def test_bad_options_of_eval(capfd, tmp_path, run_folder):
+    folder, _ = run_folder
+    fails(capfd, cli.main_eval, [], "--weights")
+    fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none")], "There is no file or folder")
+    fails(capfd, cli.main_eval, ["--weights", str(tmp_path)], "holds no checkpoint")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "none" / "x.json")], "folder does not exist")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--meta-lr", "1"], "unknown option --meta-lr")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--n-way", "4"], "linear.weight has shape", "n_way")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--width", "8"], "has shape")
+    hostile = tmp_path / "hostile.pdparams"
+    hostile.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
+    fails(capfd, cli.main_eval, ["--weights", str(hostile), "--dataset", "synthetic"], "is refused")
+
+
+@pytest.mark.parametrize("script, option", [("train.py", "--inner-lr"), ("eval.py", "--split-rule")])
+def test_help_does_not_wait_for_paddle(script, option):
+    code = f"""
+import runpy, sys
+sys.argv = [{script!r}, "--help"]
+try:
+    runpy.run_path({script!r}, run_name="__main__")
+except SystemExit as end:
+    assert not end.code and "paddle" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and option in done.stdout, done.stderr

@@ -1,0 +1,279 @@
+import csv
+import functools
+import json
+import math
+import os
+import signal
+import threading
+import time
+
+import numpy as np
+import paddle
+import pytest
+
+from paddle_maml import assembly, checkpoint, training
+from paddle_maml.background import Ahead
+from paddle_maml.errors import UserError
+from paddle_maml.plain_data import read_file
+from paddle_maml.reporting import Metrics, Progress, read_metrics
+from paddle_maml.settings import settings_from_preset
+from tiny_run import TINY
+
+
+def tiny(folder, **changes):
+    return settings_from_preset(**{**TINY, "output": str(folder), **changes})
+
+
+def final_weights(folder):
+    path = checkpoint.newest_checkpoint(str(folder))
+    return {name: {key: np.asarray(value) for key, value in read_file(os.path.join(path, name)).items()}
+            for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)}
+
+
+def assert_same_end(one, other):
+    one, other = final_weights(one), final_weights(other)
+    for file in one:
+        assert one[file].keys() == other[file].keys()
+        for name in one[file]:
+            np.testing.assert_array_equal(one[file][name], other[file][name])
+
+
+def rows(folder):
+    with open(os.path.join(str(folder), "metrics.csv"), newline="") as file:
+        return [[value for name, value in row.items() if "second" not in name] for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def drawn_once():
+    """Every run here uses the same drawings: the second is spent once."""
+    draw = assembly.draw_synthetic
+    assembly.draw_synthetic = functools.lru_cache(draw)
+    yield
+    assembly.draw_synthetic = draw
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run to its end: (folder, report)."""
+    folder = tmp_path_factory.mktemp("finished")
+    return folder, training.train(tiny(folder))
+
+
+def test_a_run_leaves_report_metrics_and_one_checkpoint(finished):
+    folder, report = finished
+    assert sorted(os.listdir(folder)) == ["checkpoint-12", "metrics.csv", "report.json"]
+    assert [row[0] for row in rows(folder)] == ["3", "5", "6", "9", "10", "12"]
+    with open(folder / "report.json") as file:
+        assert json.load(file) == report
+    test = report["test"]
+    assert (test["dataset"], test["split_rule"], test["split"], test["episodes"], test["k_query"]) == ("synthetic", "synthetic", "test", 6, 3)
+    assert len(test["accuracy_per_step"]) == len(test["interval_per_step"]) == 3
+    assert "transductive" in test["note"]
+    assert report["settings"]["n_way"] == 5 and report["seed"] == 7
+    assert report["environment"]["paddle"] == paddle.__version__ and report["environment"]["device"] == "cpu"
+
+
+def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_path):
+    training.train(tiny(tmp_path / "same"))
+    assert_same_end(finished[0], tmp_path / "same")
+    assert rows(finished[0]) == rows(tmp_path / "same")
+    training.train(tiny(tmp_path / "other", seed=8))
+    with pytest.raises(AssertionError):
+        assert_same_end(finished[0], tmp_path / "other")
+
+
+def test_training_learns(tmp_path):
+    report = training.train(tiny(tmp_path, width=8, meta_batch=4, iterations=60, val_every=60, test_episodes=40, checkpoint_every=60))
+    assert report["test"]["accuracy"] - report["test"]["interval"] > 0.3  # chance is 0.2
+    losses = [float(row["loss"]) for row in read_metrics(str(tmp_path / "metrics.csv"))]
+    assert np.mean(losses[-5:]) < np.mean(losses[:5])
+
+
+def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
+    accuracies, seen = iter([0.5, 0.9, 0.7, 0.0]), []
+
+    def fake(learner, builder, episodes, steps, between):
+        seen.append([parameter.numpy().copy() for parameter in learner.parameters()])
+        accuracy = next(accuracies)
+        return {"accuracy": accuracy, "interval": 0.1, "loss": 1.0, "accuracy_per_step": [accuracy], "interval_per_step": [0.1],
+                "loss_per_step": [1.0], "episodes": episodes, "note": ""}
+
+    monkeypatch.setattr(training, "evaluate", fake)
+    report = training.train(tiny(tmp_path, iterations=6, val_every=2))
+    assert len(seen) == 4  # after 2, 4 and 6, and the test
+    assert report["validation"]["iteration"] == 4 and report["validation"]["accuracy"] == 0.9
+    for best, tested in zip(seen[1], seen[3]):
+        np.testing.assert_array_equal(best, tested)
+    assert any((last != tested).any() for last, tested in zip(seen[2], seen[3]))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
+    training.train(tiny(tmp_path, meta_lr_schedule=schedule, log_every=1, iterations=4))
+    rates = [float(row["meta_lr"]) for row in read_metrics(str(tmp_path / "metrics.csv"))]
+    expected = [0.003 * (1 if schedule == "constant" else (1 + math.cos(math.pi * m / 4)) / 2) for m in range(4)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+
+
+# ---- resume ----
+
+
+def test_a_longer_run_continues_a_finished_one(tmp_path):
+    constant = {"meta_lr_schedule": "constant"}
+    training.train(tiny(tmp_path / "whole", **constant))
+    training.train(tiny(tmp_path / "parts", iterations=10, **constant))  # a multiple of val_every
+    training.train(tiny(tmp_path / "parts", resume=True, checkpoint_every=3, **constant))
+    assert_same_end(tmp_path / "whole", tmp_path / "parts")
+    assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_a_folder_with_another_run_is_refused(finished):
+    folder = finished[0]
+    before = final_weights(folder)
+    with pytest.raises(UserError, match="holds a run already"):
+        training.train(tiny(folder))
+    assert before.keys() == final_weights(folder).keys()
+
+
+@pytest.mark.parametrize("change", [{"n_way": 4}, {"seed": 1}, {"inner_lr": 0.3}, {"width": 5}, {"order": 1}])
+def test_changed_settings_are_refused(finished, change):
+    with pytest.raises(UserError, match="--" + list(change)[0].replace("_", "-")):
+        training.train(tiny(finished[0], resume=True, **change))
+
+
+def test_fewer_iterations_than_done_are_refused(finished):
+    with pytest.raises(UserError, match="iterations is 3"):
+        training.train(tiny(finished[0], resume=True, iterations=3))
+
+
+def test_resume_with_nothing_to_resume_starts(finished, tmp_path):
+    training.train(tiny(tmp_path, resume=True))
+    assert_same_end(finished[0], tmp_path)
+
+
+@pytest.mark.parametrize("moment", [1, 4, 5, 11])
+def test_a_stop_request_is_continued_as_if_it_had_not_been(finished, tmp_path, monkeypatch, moment):
+    """SIGINT in meta-iteration `moment`: 5 is followed by a validation, which is interrupted and caught up later."""
+    calls, original = [], training.meta_gradient
+
+    def interrupt(*arguments):
+        calls.append(1)
+        if len(calls) == moment:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*arguments)
+
+    monkeypatch.setattr(training, "meta_gradient", interrupt)
+    with pytest.raises(training.Interrupted, match=f"meta-iteration {moment};.*--resume"):
+        training.train(tiny(tmp_path))
+    assert len(calls) == moment
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    training.train(tiny(tmp_path, resume=True))
+    assert_same_end(finished[0], tmp_path)
+    assert rows(finished[0]) == rows(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, value):
+    original, calls = training.meta_gradient, []
+
+    def diverge(*arguments):
+        calls.append(1)
+        loss, accuracy = original(*arguments)
+        return (value if len(calls) == 6 else loss), accuracy
+
+    monkeypatch.setattr(training, "meta_gradient", diverge)
+    with pytest.raises(UserError, match="meta-iteration 6.*last good checkpoint is .*checkpoint-5") as error:
+        training.train(tiny(tmp_path))
+    assert str(value) in str(error.value)
+    monkeypatch.setattr(training, "meta_gradient", original)
+    training.train(tiny(tmp_path, resume=True))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+    original, calls = training.meta_gradient, []
+
+    def poison(learner, batch):
+        calls.append(1)
+        result = original(learner, batch)
+        if len(calls) == 4:
+            learner.parameters()[0].grad.set_value(learner.parameters()[0].grad * float("nan"))
+        return result
+
+    monkeypatch.setattr(training, "meta_gradient", poison)
+    with pytest.raises(UserError, match="weight is not a finite number"):
+        training.train(tiny(tmp_path))
+    for arrays in final_weights(tmp_path).values():
+        assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+def test_a_class_with_too_few_images_is_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match="k_shot"):
+        training.train(tiny(tmp_path / "run", k_shot=18))
+    with pytest.raises(UserError, match="n_way"):
+        training.train(tiny(tmp_path / "run", n_way=61))
+    assert not (tmp_path / "run").exists()
+
+
+# ---- metrics, progress, threads ----
+
+
+def test_rows_after_the_checkpoint_and_torn_rows_are_dropped(tmp_path):
+    metrics = Metrics(str(tmp_path))
+    for iteration in (1, 2, 3):
+        metrics.add(iteration=iteration, loss=0.5)
+    metrics.close()
+    path = tmp_path / "metrics.csv"
+    whole = path.read_text()
+    path.write_text(whole + "4,0.")
+    Metrics(str(tmp_path), iteration=2).close()
+    assert path.read_text() == "".join(whole.splitlines(True)[:3])
+
+
+def test_visualdl_is_asked_for_by_name_if_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "visualdl", None)
+    with pytest.raises(UserError, match="pip install visualdl"):
+        Metrics(str(tmp_path), visualdl=True)
+
+
+class Terminal:
+    def __init__(self, terminal):
+        self.text, self.isatty = "", lambda: terminal
+
+    def write(self, text):
+        self.text += text
+
+    def flush(self):
+        pass
+
+
+def test_progress_stays_on_one_line_of_a_terminal_and_counts_time_from_the_resume(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    terminal, log = Terminal(True), Terminal(False)
+    bars = [Progress(100, start=90, stream=terminal), Progress(100, start=90, stream=log)]
+    for iteration in (91, 92, 93):
+        now[0] += 6.0
+        for bar in bars:
+            bar.update(iteration, 0.5, 0.25, 3.0)
+    assert terminal.text.count("\r") == 3 and "\n" not in terminal.text
+    assert log.text.count("\n") == 1 and "\r" not in log.text
+    assert "92/100  loss 0.5000  accuracy 25.00%  3.0 episodes/s  0:00:48 left" in " ".join(log.text.split(" "))
+
+
+def test_meta_batches_come_in_order_errors_arrive_and_closing_does_not_hang():
+    ahead = Ahead(lambda iteration: iteration, 3, 6)
+    assert [ahead.next() for _ in range(3)] == [3, 4, 5]
+    ahead.close()
+
+    def fail(iteration):
+        raise UserError("no images")
+
+    ahead = Ahead(fail, 0, 5)
+    with pytest.raises(UserError, match="no images"):
+        ahead.next()
+    ahead.close()
+    threads = threading.active_count()
+    ahead = Ahead(lambda iteration: iteration, 0, 10**9)
+    ahead.next()
+    ahead.close()
+    assert threading.active_count() == threads
