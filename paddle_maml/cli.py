@@ -1,13 +1,16 @@
 """The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import sys
+import time
 
 from .background import Interrupted
-from .device import prepare, select_device
+from .device import cores, prepare, select_device
 from .errors import UserError
+from .parallel import launched, run_processes, started_rank
 from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
 
 # Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a mistyped option.
@@ -23,18 +26,19 @@ def main_train(arguments=None):
     Returns:
         The exit status: 0, 2 for a failure that the user can mend, 130 after SIGINT or SIGTERM.
     """
-    return _run(_train, arguments)
+    return _run(_train, sys.argv[1:] if arguments is None else arguments)
 
 
 def main_eval(arguments=None):
     """eval.py: evaluate weights and report; arguments and exit status as `main_train`."""
-    return _run(_evaluate, arguments)
+    return _run(_evaluate, sys.argv[1:] if arguments is None else arguments)
 
 
-def _run(command, arguments):
+def _run(command, argument):
+    """Call command(argument); its result, or what the failure stands for, is the exit status."""
     prepare()
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        return command(argument) or 0
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
@@ -45,12 +49,12 @@ def _run(command, arguments):
     except MemoryError:
         return _fail("There is not enough memory; lower --chunk or --meta-batch.")
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        if not started_rank():
+            print(stop, file=sys.stderr)
         return STOPPED
     except KeyboardInterrupt:
         print("Stopped.", file=sys.stderr)
         return STOPPED
-    return 0
 
 
 _MACHINE = {
@@ -67,6 +71,9 @@ _MACHINE = {
 
 
 def _fail(message):
+    if started_rank():
+        # Rank 0 mostly fails of the same cause: let it speak, and be ended with the others.
+        time.sleep(5)
     print("error: " + message, file=sys.stderr)
     return FAILED
 
@@ -76,13 +83,36 @@ def _train(arguments):
     parser.add_settings()
     given = parser.parse(arguments)
     settings = settings_from_preset(**given)
-    from . import checkpoint, training
+    from . import assembly, checkpoint, training
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if stored:
         # What is not given anew is taken from the run, wherever its folder is now.
         settings = settings_from_dict({**stored.as_dict(), **given, "output": settings.run_folder})
-    training.train(settings)
+    if launched():
+        if settings.processes not in (None, 1):
+            raise UserError(f"processes is {settings.processes}, but the launcher has started the processes already; leave it out.")
+        return _train_one(settings)
+    device = select_device(settings.device)
+    processes = settings.processes or (cores() if device == "cpu" else 1)
+    if processes == 1:
+        return _train_one(dataclasses.replace(settings, device=device))
+    # What can be refused is refused here, once, and the images are cached before all processes want them.
+    training.refuse_other_run(settings)
+    assembly.load_images(settings)
+    settings = dataclasses.replace(settings, device="cpu" if device == "cpu" else "auto")
+    return run_processes(train_member, (settings,), processes, device)
+
+
+def _train_one(settings):
+    from .training import train
+
+    train(settings)
+
+
+def train_member(settings):
+    """What each process of a run with several processes does; returns its exit status."""
+    return _run(_train_one, settings)
 
 
 # The settings that matter to an evaluation, with the options that are named differently there: --split is the part to test on.

@@ -40,11 +40,17 @@ def _keep_freed_memory():
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
 
 
+def cores():
+    """The processor cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def select_device(name="auto", announce=print):
     """Choose the device for all that follows.
 
     Args:
-        name: "auto" (the first GPU that runs a kernel, else the CPU), "cpu", or "gpu:0", "gpu:1" and so on.
+        name: "auto" (a GPU that runs a kernel, else the CPU), "cpu", or "gpu:0", "gpu:1" and so on. The GPU of "auto" is the
+            first, or the one that Paddle's launcher gave to this process.
         announce: function that takes one line saying why there is no GPU.
     Returns:
         The device's name as Paddle gives it: "cpu" or "gpu:N".
@@ -57,7 +63,7 @@ def select_device(name="auto", announce=print):
         return _use(paddle, "cpu")
     if name != "auto" and not re.fullmatch(r"gpu(:\d+)?", name):
         raise UserError(f"device is {name!r}, but must be auto, cpu, or gpu:0 and so on.")
-    wanted = "gpu:0" if name == "auto" else name
+    wanted = "gpu:" + os.environ.get("FLAGS_selected_gpus", "0").split(",")[0] if name == "auto" else name
     problem = _gpu_problem(paddle, wanted)
     if problem is None:
         return _use(paddle, wanted)

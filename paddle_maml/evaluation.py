@@ -7,11 +7,12 @@ import numpy as np
 
 from .episodes import meta_batch
 from .errors import UserError
+from .parallel import Ranks
 
 NOTE = "transductive: batch norm uses the statistics of each episode's whole query set, as in the published protocols"
 
 
-def evaluate(learner, builder, episodes, steps=None, batch=32, between=None):
+def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
@@ -21,6 +22,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None):
         steps: inner steps; the learner's by default.
         batch: episodes built and handed over at a time; it changes memory only.
         between: called without arguments after each batch; what it raises ends the evaluation.
+        ranks: the group of processes that the episodes of a batch are divided over; all get the same result.
     Returns:
         dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and loss_per_step (lists of
         steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals are half-widths,
@@ -28,15 +30,16 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None):
     Raises:
         UserError: the adaptation diverges.
     """
-    accuracies, losses = [], []
+    steps = learner.inner_steps if steps is None else steps
+    accuracies, losses = np.zeros((2, episodes, steps + 1))
     for start in range(0, episodes, batch):
-        x_spt, y_spt, x_qry, y_qry = meta_batch(builder, range(start, min(start + batch, episodes)))
-        accuracy, loss = learner.finetune(x_spt, y_spt, x_qry, y_qry, steps=steps)
-        accuracies.append(accuracy)
-        losses.append(loss)
+        indices = ranks.share(range(start, min(start + batch, episodes)))
+        if indices:
+            own = slice(indices[0], indices[-1] + 1)
+            accuracies[own], losses[own] = learner.finetune(*meta_batch(builder, indices), steps=steps)
         if between:
             between()
-    accuracies, losses = np.concatenate(accuracies), np.concatenate(losses)
+    accuracies, losses = ranks.sum_array(np.stack([accuracies, losses]))
     if not np.isfinite(losses).all():
         raise UserError(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
     means = accuracies.mean(axis=0)

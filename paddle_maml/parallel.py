@@ -6,22 +6,34 @@ beyond rounding, the result.
 """
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import logging
 import os
+import signal
 import sys
+import warnings
 
 import numpy as np
 
 from .errors import UserError
 
-# What Paddle's launcher and spawn tell a process of a group.
-_GROUP_SIZE = "PADDLE_TRAINERS_NUM"
+
+def launched():
+    """Whether Paddle's launcher or `run_processes` started this process as one of several."""
+    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
+
+
+def started_rank():
+    """The rank that this process was started as, known before it has joined the others."""
+    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
 
 
 class Ranks:
-    """The group of processes this one belongs to; by itself it is a group of one.
+    """The group of processes that this one belongs to; by itself, a group of one.
 
     Attributes:
-        rank: this process's number, from 0 on; rank 0 writes files and speaks.
+        rank: this process's number, from 0 on.
         size: processes in the group.
     """
 
@@ -30,82 +42,149 @@ class Ranks:
 
     @classmethod
     def join(cls):
-        """Join the group that the launcher or `spawn` made, if it made one. Call it once, after the device is chosen."""
+        """Join the group that this process was started in. Call it once, after the device is chosen."""
         if not launched():
             return cls()
+        import paddle
         import paddle.distributed as dist
 
-        dist.init_parallel_env()
+        paddle.disable_signal_handler()  # it prints a stack at every signal
+        with _silence():
+            dist.init_parallel_env()
         return cls(dist.get_rank(), dist.get_world_size())
+
+    @property
+    def leads(self):
+        """Whether this rank is the one that writes files and speaks."""
+        return self.rank == 0
 
     def share(self, numbers):
         """This rank's part of a sequence: contiguous, and in sizes that differ by one at most."""
-        start, end = (len(numbers) * r // self.size for r in (self.rank, self.rank + 1))
+        start, end = (len(numbers) * rank // self.size for rank in (self.rank, self.rank + 1))
         return numbers[start:end]
 
     def sum_gradients(self, parameters, numbers):
-        """Add up gradients and some numbers over the ranks, in place and in one message.
+        """Add up gradients and some numbers over the ranks, in one message.
 
         Args:
-            parameters: the same on every rank; a rank without tasks has no `.grad`.
+            parameters: the same on every rank; their `.grad` becomes the sum. A rank without tasks has none before.
             numbers: a list of floats.
         Returns:
-            The sums of the numbers, the same on every rank.
+            The sums of the numbers, a list of floats, the same on every rank.
         """
         if self.size == 1:
             return numbers
         import paddle
-        import paddle.distributed as dist
 
         gradients = [paddle.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         dtype = gradients[0].dtype
-        message = paddle.concat([g.flatten() for g in gradients] + [paddle.to_tensor(numbers, dtype)])
-        dist.all_reduce(message)
-        sizes = [int(np.prod(p.shape)) for p in parameters]
-        *sums, totals = paddle.split(message, sizes + [len(numbers)])
+        message = paddle.concat([g.flatten() for g in gradients] + [paddle.to_tensor(numbers, dtype)]).detach()
+        _add_up(message)
+        *sums, totals = paddle.split(message, [int(np.prod(p.shape)) for p in parameters] + [len(numbers)])
         for parameter, total in zip(parameters, sums):
             parameter.grad = total.reshape(parameter.shape)
         return totals.tolist()
 
     def sum_array(self, array):
-        """The sum of a float64 NumPy array over the ranks."""
+        """The sum of a NumPy array over the ranks."""
         if self.size == 1:
             return array
         import paddle
-        import paddle.distributed as dist
 
         tensor = paddle.to_tensor(array)
-        dist.all_reduce(tensor)
+        _add_up(tensor)
         return tensor.numpy()
 
+    def any(self, flag):
+        """Whether the flag is set on any rank; all ranks must ask, and all get the same answer."""
+        return bool(self.sum_array(np.array([float(flag)])).any())
 
-def launched():
-    """Whether this process was started as one of several."""
-    return int(os.environ.get(_GROUP_SIZE, "1")) > 1
+
+@contextlib.contextmanager
+def _silence():
+    """Discard what native code writes: Paddle lists flags that it changed itself."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(number) for number in (1, 2)]
+    with open(os.devnull, "w") as nowhere:
+        for number in (1, 2):
+            os.dup2(nowhere.fileno(), number)
+    try:
+        yield
+    finally:
+        for number, copy in zip((1, 2), kept):
+            os.dup2(copy, number)
+            os.close(copy)
 
 
-def run_processes(function, arguments, count):
-    """Run function(*arguments) in `count` processes of one group on this machine's CPU, one thread each.
+def _add_up(tensor):
+    import paddle.distributed as dist
 
-    The function is importable and its arguments can be pickled. A process ends itself with an exit status; a UserError inside is
-    the function's own to report.
+    try:
+        dist.all_reduce(tensor)
+    except Exception as error:
+        # Gloo and NCCL raise many types when another rank is gone.
+        raise UserError("Another process of the run has ended; the last checkpoint is good: continue with --resume.") from error
 
+
+def run_processes(function, arguments, count, device):
+    """Run function(*arguments), which returns an exit status, in `count` processes of one group on this machine.
+
+    The first SIGINT or SIGTERM is passed on to all of them; when this process dies, they die.
+
+    Args:
+        function: an importable function; its arguments can be pickled.
+        device: "cpu", for gloo and one thread a process, or "gpu:N", for NCCL and one card a process from card 0 on.
+    Returns:
+        The exit status: 0, or that of the first process that failed; the others are stopped then.
     Raises:
-        SystemExit: a process ended with another status than 0, which becomes this one's; the others are stopped.
         UserError: a process was killed.
     """
     import paddle.distributed as dist
 
-    # One thread for each process: the cores are shared out by the processes already.
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-        os.environ.setdefault(name, "1")
-    group = dist.spawn(function, args=arguments, nprocs=count, join=False, backend="gloo")
+    if device == "cpu":
+        # The cores are shared out by the processes already. Large pages make fresh memory cheaper.
+        environment = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+        options = {"backend": "gloo"}
+    else:
+        environment = {}
+        options = {"backend": "nccl", "gpus": ",".join(map(str, range(count)))}
+    # The processes import Paddle before any line of ours runs in them.
+    environment["PYTHONWARNINGS"] = "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"
+    for name, value in environment.items():
+        os.environ.setdefault(name, value)
+    warnings.filterwarnings("ignore", message="Your model will be trained under CPUONLY mode")
+    logging.getLogger("root").setLevel(logging.WARNING)  # Paddle's: "find free ports"
+    group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False, **options)
+
+    def pass_on(number, frame):
+        for process in group.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGTERM)
+
+    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         while not group.join(timeout=1):
             pass
     except Exception as error:
-        codes = [process.exitcode for process in group.processes]
-        for code in codes:
-            if code and code > 0:
-                sys.exit(code)
-        raise UserError(f"A process of the run was killed ({error}); the last checkpoint is good: continue with --resume.") from None
+        statuses = [process.exitcode for process in group.processes if process.exitcode]
+        if not any(status > 0 for status in statuses):
+            raise UserError(f"A process of the run was killed ({error}) The last checkpoint is good: continue with --resume.") from None
+        return next(status for status in statuses if status > 0)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    return 0
+
+
+def _member(function, arguments, parent):
+    """What one process of `run_processes` runs."""
+    if hasattr(os, "setpgrp"):
+        # Ctrl-C at the terminal would reach this process twice, directly and passed on by the parent; the second one kills.
+        os.setpgrp()
+    if sys.platform.startswith("linux"):
+        PR_SET_PDEATHSIG = 1
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(function(*arguments))

@@ -71,6 +71,15 @@ class Progress:
         self._stream.flush()
 
 
+class Silence:
+    """What takes the place of `Progress` and `Metrics` in the processes that do not speak."""
+
+    def _nothing(self, *args, **kwargs):
+        pass
+
+    update = note = add = close = _nothing
+
+
 def _clock(seconds):
     minutes, seconds = divmod(int(round(seconds)), 60)
     hours, minutes = divmod(minutes, 60)

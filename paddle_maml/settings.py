@@ -80,6 +80,7 @@ class Settings:
 
     seed: int = _setting(0, "decides initial weights and episodes", check=_at_least(0))
     device: str = _setting("auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True)
+    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU", "processes", _at_least(1), kind=int, may_change=True)
     chunk: int = _setting(None, "tasks computed side by side; default: what suits the device", "tasks", _at_least(1), kind=int, may_change=True)
 
     output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True)

@@ -16,32 +16,39 @@ from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
 from .evaluation import evaluate
-from .reporting import METRICS, REPORT, Metrics, Progress, evaluation_table, write_json
+from .parallel import Ranks, started_rank
+from .reporting import METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, write_json
 from .settings import Settings, flag
 
 
-def meta_gradient(learner, batch):
+def meta_gradient(learner, batch, share=1.0, ranks=Ranks()):
     """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
 
     Args:
         learner: a `MetaLearner` with cleared gradients.
-        batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks.
+        batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks, this rank's; None if it has none.
+        share: this rank's part of the tasks of the meta-batch, a fraction.
+        ranks: the group of processes that the tasks are divided over.
     Returns:
-        (loss, accuracy): means over the query sets, floats.
+        (loss, accuracy): means over the query sets of the whole meta-batch, floats.
     """
-    loss, accuracy = learner.meta_loss(*batch)
-    loss.backward()
-    return float(loss), float(accuracy)
+    numbers = [0.0, 0.0]
+    if batch is not None:
+        loss, accuracy = learner.meta_loss(*batch)
+        (loss * share).backward()
+        numbers = [float(loss) * share, float(accuracy) * share]
+    return ranks.sum_gradients(learner.parameters(), numbers)
 
 
 def train(settings):
     """Train, keep the weights with the best validation accuracy, test them, and write the run folder.
 
     The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json. A run that is killed and resumed ends with
-    the same weights, bit for bit, as one that is not (on a CPU).
+    the same weights, bit for bit, as one that is not (on a CPU). In a group of processes (parallel.py) every rank calls this, and rank 0 writes and
+    speaks.
 
     Args:
-        settings: `Settings`.
+        settings: `Settings`; its `processes` is for the command line, which starts the group.
     Returns:
         The report, a dict as in report.json.
     Raises:
@@ -49,11 +56,13 @@ def train(settings):
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     settings.check()
-    _refuse_other_run(settings)
-    device = select_device(settings.device)
+    device = select_device(settings.device, announce=print if started_rank() == 0 else lambda line: None)
+    ranks = Ranks.join()
+    if ranks.leads:
+        refuse_other_run(settings)
     parts, rule = load_images(settings)
     with StopRequest() as stop:
-        run = _Run(settings, parts, device, stop)
+        run = _Run(settings, parts, device, stop, ranks)
         try:
             run.loop()
             result = run.test(rule)
@@ -82,8 +91,8 @@ class _State:
 
 
 class _Run:
-    def __init__(self, settings, parts, device, stop):
-        self.settings, self.parts, self.device, self.stop = settings, parts, device, stop
+    def __init__(self, settings, parts, device, stop, ranks):
+        self.settings, self.parts, self.device, self.stop, self.ranks = settings, parts, device, stop, ranks
         self.folder = settings.run_folder
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
@@ -99,14 +108,15 @@ class _Run:
         self.saved = None
 
         os.makedirs(self.folder, exist_ok=True)
-        checkpoint.remove_leftovers(self.folder)
+        if ranks.leads:
+            checkpoint.remove_leftovers(self.folder)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
         if newest:
             self._restore(newest)
         else:
             self.best = self._weights()
-        self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
-        self.progress = Progress(settings.iterations, self.state.iteration)
+        self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl) if ranks.leads else Silence()
+        self.progress = Progress(settings.iterations, self.state.iteration) if ranks.leads else Silence()
         if newest:
             self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
         elif settings.resume:
@@ -141,27 +151,29 @@ class _Run:
         settings, state = self.settings, self.state
         checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
         result = evaluate(self.learner, evaluation_episodes(settings, self.parts["test"]), settings.test_episodes, settings.steps_at_test,
-                          between=self._stop_if_asked)
+                          between=self._stop_if_asked, ranks=self.ranks)
         report = {
             "test": describe(result, settings, self.parts["test"], rule, "test"),
             "validation": {"accuracy": state.best_accuracy, "interval": state.best_interval, "episodes": settings.val_episodes,
                            "iteration": state.best_iteration},
             "iterations": state.iteration,
             "training_seconds": round(state.seconds, 1),
+            "processes": self.ranks.size,
             "seed": settings.seed,
             "environment": environment(self.device),
             "settings": settings.as_dict(),
         }
-        write_json(os.path.join(self.folder, REPORT), report)
+        if self.ranks.leads:
+            write_json(os.path.join(self.folder, REPORT), report)
         self.progress.note(evaluation_table(report["test"]))
         self.progress.note(f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
                            f"Report: {os.path.join(self.folder, REPORT)}")
         return report
 
     def save(self):
-        """Write a checkpoint set, unless the newest one has this state already."""
+        """Write a checkpoint set, unless the newest one has this state already or another rank does it."""
         state = (self.state.iteration, self.state.validated)
-        if self.saved == state:
+        if self.saved == state or not self.ranks.leads:
             return
         weights = self._weights()
         if not all(np.isfinite(array).all() for array in weights.values()):
@@ -178,14 +190,15 @@ class _Run:
 
     def _build(self, iteration):
         size = self.settings.meta_batch
-        return meta_batch(self.builder, range(iteration * size, (iteration + 1) * size))
+        indices = self.ranks.share(range(iteration * size, (iteration + 1) * size))
+        return (meta_batch(self.builder, indices) if indices else None), len(indices) / size
 
     def _step(self, batch):
         state, began = self.state, time.monotonic()
         if self.settings.meta_lr_schedule == "cosine":
             # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got here.
             self.schedule.step(epoch=state.iteration)
-        loss, accuracy = meta_gradient(self.learner, batch)
+        loss, accuracy = meta_gradient(self.learner, *batch, self.ranks)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         self.optimizer.step()
@@ -206,7 +219,8 @@ class _Run:
 
     def _validate(self):
         state, settings = self.state, self.settings
-        result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked)
+        result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked,
+                          ranks=self.ranks)
         state.validated = state.iteration
         if result["accuracy"] > state.best_accuracy:
             state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, result["accuracy"], result["interval"]
@@ -245,8 +259,9 @@ class _Run:
         self.saved = (self.state.iteration, self.state.validated)
 
     def _stop_if_asked(self):
-        if self.stop.requested:
+        if self.ranks.any(self.stop.requested):
             self.save()
+            self.ranks.any(False)  # nobody leaves before the checkpoint is whole: the end of one process ends the others
             raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume --output {self.folder}")
 
     def _diverged(self, what):
@@ -255,7 +270,8 @@ class _Run:
                          "try a lower inner_lr or meta_lr.")
 
 
-def _refuse_other_run(settings):
+def refuse_other_run(settings):
+    """UserError if the run folder holds a run and this one is not to continue it."""
     folder = settings.run_folder
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")

@@ -92,7 +92,7 @@ def test_training_learns(tmp_path):
 def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
     accuracies, seen = iter([0.5, 0.9, 0.7, 0.0]), []
 
-    def fake(learner, builder, episodes, steps, between):
+    def fake(learner, builder, episodes, steps, between, ranks):
         seen.append([parameter.numpy().copy() for parameter in learner.parameters()])
         accuracy = next(accuracies)
         return {"accuracy": accuracy, "interval": 0.1, "loss": 1.0, "accuracy_per_step": [accuracy], "interval_per_step": [0.1],
@@ -192,7 +192,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     original, calls = training.meta_gradient, []
 
-    def poison(learner, batch):
+    def poison(learner, batch, share, ranks):
         calls.append(1)
         result = original(learner, batch)
         if len(calls) == 4:

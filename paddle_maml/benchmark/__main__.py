@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.metadata
 import importlib.util
 import os
@@ -9,21 +10,21 @@ import platform
 import sys
 
 from ..cli import _run
+from ..device import cores, select_device
 from ..errors import UserError
 from ..settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 
-_TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "chunk", "seed")
+_TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "processes", "chunk", "seed")
 _FLAGS = {"meta_batch": "--tasks", "inner_steps": "--steps"}
 
 
 def main(arguments=None):
     """Run the benchmark; arguments and exit status as `cli.main_train`."""
-    return _run(_benchmark, arguments)
+    return _run(_benchmark, sys.argv[1:] if arguments is None else arguments)
 
 
 def _benchmark(arguments):
-    from ..device import select_device
     from ..reporting import write_json
 
     parser = _parser()
@@ -32,12 +33,12 @@ def _benchmark(arguments):
     settings = settings_from_dict(given)
     _check(options)
     device = select_device(settings.device)
-    _arrange(options, settings, device)
+    settings = dataclasses.replace(settings, processes=_processes(settings, device))
+    options.threads = options.threads or max(1, cores() // settings.processes)
 
     report = {"command": "python -m paddle_maml.benchmark " + " ".join(arguments), "machine": _machine(device), "settings": _task(settings),
-              "processes": options.processes, "threads": options.threads,
-              "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat}
-    print(_heading(report))
+              "threads": options.threads, "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat}
+    _say(_heading(report))
     report.update((_scaling if options.scaling else _comparison)(settings, options, device))
     if options.json:
         write_json(options.json, report)
@@ -53,7 +54,6 @@ def _parser():
     parser.add_argument("--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)")
     parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default 3)")
     parser.add_argument("--repeat", type=int, default=5, help="rounds that count (default 5)")
-    parser.add_argument("--processes", type=int, help="processes that divide the tasks; default: cores on a CPU, 1 on a GPU")
     parser.add_argument("--threads", type=int, help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them")
     parser.add_argument("--scaling", nargs="?", const="scaling.png", metavar="PNG",
                         help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)")
@@ -75,7 +75,7 @@ def _list(choices, kind=str):
 
 
 def _check(options):
-    for name, least in (("warmup", 0), ("repeat", 1), ("processes", 1), ("threads", 1)):
+    for name, least in (("warmup", 0), ("repeat", 1), ("threads", 1)):
         value = getattr(options, name)
         if value is not None and value < least:
             raise UserError(f"--{name} is {value}, but must be at least {least}.")
@@ -86,39 +86,33 @@ def _check(options):
         raise UserError("--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.")
 
 
-def _arrange(options, settings, device):
-    """Fill in processes and threads where they were not given."""
-    if device != "cpu" and (options.processes or 1) > 1:
-        raise UserError(f"--processes is {options.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu.")
-    if options.processes is None:
-        options.processes = 1 if device != "cpu" else min(_cores(), settings.meta_batch)
-    if options.processes > settings.meta_batch:
-        raise UserError(f"--processes is {options.processes}, more than the {settings.meta_batch} tasks to divide among them; lower it or raise --tasks.")
-    if options.threads is None:
-        options.threads = max(1, _cores() // options.processes)
+def _processes(settings, device):
+    """How many processes this library computes with."""
+    if device != "cpu" and (settings.processes or 1) > 1:
+        raise UserError(f"--processes is {settings.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu.")
+    if (settings.processes or 1) > settings.meta_batch:
+        raise UserError(f"--processes is {settings.processes}, but there are only {settings.meta_batch} tasks to divide; lower it or raise --tasks.")
+    return settings.processes or (min(cores(), settings.meta_batch) if device == "cpu" else 1)
 
 
 # ---- the two kinds of run ----
 
 
 def _comparison(settings, options, device):
-    from .measure import check_losses, fastest, make_problem, measure, ratios
+    from .measure import LossCheck, fastest, make_problem, measure, ratios
 
     problem, building = make_problem(settings)
-    finalists, heats = [], []
+    check, finalists, heats = LossCheck(), [], []
     for order in options.orders:
         for side in [OURS, *options.against]:
             if order not in ORDERS[side]:
-                print(f"{side} has no order {order}.", flush=True)
+                _say(f"{side} has no order {order}.")
                 continue
-            choice = candidates(side, order, options.processes, options.threads, options.tune_opponents)
-            contestant, rows = fastest(choice, problem, device)
+            choice = candidates(side, order, settings.processes, options.threads, options.tune_opponents)
+            contestant, rows = fastest(choice, problem, device, check, announce=_say)
             finalists.append(contestant)
             heats += rows
-            for row in rows:
-                print(f"heat: {_name(row)}: {row['min_s']:.3f} s", flush=True)
-    results = measure(finalists, problem, device, options.warmup, options.repeat)
-    check_losses(results + heats)
+    results = measure(finalists, problem, device, check, options.warmup, options.repeat)
     found = ratios(results)
     print(_table(results))
     print("\n".join(_ratio_line(ratio) for ratio in found))
@@ -131,8 +125,8 @@ def _scaling(settings, options, device):
     from .picture import draw_scaling
     from .scaling import scale, sweeps
 
-    rows = scale(settings, sweeps(settings, options.processes), options.orders, options.threads, device, options.warmup, options.repeat,
-                 announce=lambda line: print("measuring " + line, flush=True))
+    rows = scale(settings, sweeps(settings), options.orders, options.threads, device, options.warmup, options.repeat,
+                 announce=_say)
     print(_table(rows, [("quantity", lambda row: row["quantity"]), ("value", lambda row: str(row["value"]))]))
     draw_scaling(rows, options.scaling)
     print(f"picture: {options.scaling}")
@@ -142,13 +136,12 @@ def _scaling(settings, options, device):
 # ---- what the reader sees ----
 
 
+def _say(line):
+    print(line, flush=True)
+
+
 def _task(settings):
     return {name: getattr(settings, name) for name in _TASK}
-
-
-def _cores():
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _machine(device):
@@ -157,7 +150,7 @@ def _machine(device):
 
     torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": _cpu_model(), "cores": _cores(), "load_before": load, "torch": torch, **environment(device)}
+    return {"cpu": _cpu_model(), "cores": cores(), "load_before": load, "torch": torch, **environment(device)}
 
 
 def _cpu_model():
@@ -174,11 +167,8 @@ def _heading(report):
     return (f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
             f"{task['inner_steps']} inner steps\n{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
             f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
-            f"medians of {report['repeat']} after {report['warmup']} to warm up")
-
-
-def _name(row):
-    return f"{row['side']} ({row['variant']}), order {row['order']}, {row['processes']} x {row['threads']}"
+            f"medians of {report['repeat']} after {report['warmup']} to warm up"
+            + (", opponents with this library's allocator settings" if report["tuned_opponents"] else ""))
 
 
 _COLUMNS = [

@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+from ..parallel import Ranks
 from ..settings import Settings
 
 OURS, COMPETITION, PYTORCH = "ours", "competition", "pytorch"
@@ -40,18 +41,18 @@ class Problem:
         settings: `Settings`.
         weights: initial parameters in the order of `MAML.parameters()`.
         batch: x_spt (T, N, C, H, W), y_spt (T, N), x_qry, y_qry.
-        weight: how much the mean over these T tasks counts in the mean over the meta-batch.
+        share: these tasks' part of the whole meta-batch, a fraction.
     """
 
     settings: Settings
     weights: list
     batch: tuple
-    weight: float = 1.0
+    share: float = 1.0
 
-    def share(self, rank, processes):
-        """The part of one of several processes: every `processes`-th task."""
-        part = tuple(array[rank::processes] for array in self.batch)
-        return dataclasses.replace(self, batch=part, weight=len(part[0]) / len(self.batch[0]))
+    def part(self, rank, processes):
+        """The tasks of one of several processes."""
+        batch = tuple(Ranks(rank, processes).share(array) for array in self.batch)
+        return dataclasses.replace(self, batch=batch, share=len(batch[0]) / len(self.batch[0]))
 
 
 def candidates(side, order, processes, threads, tune_opponents=False):

@@ -1,37 +1,26 @@
 """The contestants that compute with Paddle: this library, and the loop that the competition's reproduction published."""
 from __future__ import annotations
 
-import os
-
 import paddle
-import paddle.distributed as dist
 import paddle.nn.functional as F
 
 from ..device import select_device
 from ..learner import MetaLearner
 from ..network import BLOCKS, EPSILON, MAML
+from ..parallel import Ranks
+from ..training import meta_gradient
 from .contestants import OURS
-
-
-def join(rank, processes, port):
-    """Meet the other processes of the contestant."""
-    if processes == 1:
-        return
-    endpoints = [f"127.0.0.1:{port + number}" for number in range(processes)]
-    os.environ.update(PADDLE_TRAINER_ID=str(rank), PADDLE_TRAINERS_NUM=str(processes), PADDLE_CURRENT_ENDPOINT=endpoints[rank],
-                      PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_MASTER=endpoints[0], PADDLE_DISTRI_BACKEND="gloo")
-    dist.init_parallel_env()
 
 
 def make(contestant, problem, device):
     """The side of a contestant in this process."""
     select_device(device)
-    return (Ours if contestant.side == OURS else Competition)(problem, contestant.order)
+    return (Ours if contestant.side == OURS else Competition)(problem, contestant.order, Ranks.join())
 
 
 class _PaddleSide:
-    def __init__(self, problem, order):
-        self.problem, self.settings, self.order = problem, problem.settings, order
+    def __init__(self, problem, order, ranks=Ranks()):
+        self.problem, self.settings, self.order, self.ranks = problem, problem.settings, order, ranks
         n_way, image_size = self.settings.n_way, problem.batch[0].shape[-1]
         self.net = MAML(n_way=n_way, in_channels=problem.batch[0].shape[2], width=self.settings.width, image_size=image_size)
         self.optimizer = paddle.optimizer.Adam(learning_rate=self.settings.meta_lr, parameters=self.net.parameters())
@@ -43,20 +32,11 @@ class _PaddleSide:
             parameter.set_value(array)
 
     def meta_iteration(self):
-        """Meta-gradient and step of the meta-optimizer. Returns this process's part of the loss, a float."""
+        """Meta-gradient and step of the meta-optimizer. Returns the loss, a float."""
         loss = self.meta_gradient()
-        if dist.get_world_size() > 1:
-            self._sum_over_processes()
         self.optimizer.step()
         self.optimizer.clear_grad()
-        return loss * self.problem.weight
-
-    def _sum_over_processes(self):
-        parameters = self.net.parameters()
-        gradients = paddle.concat([p.grad.reshape([-1]) for p in parameters]) * self.problem.weight
-        dist.all_reduce(gradients)
-        for parameter, gradient in zip(parameters, gradients.split([p.size for p in parameters])):
-            parameter.grad.set_value(gradient.reshape(parameter.shape))
+        return loss
 
     def gradients(self):
         """The meta-gradient that `meta_gradient` left, as arrays."""
@@ -77,16 +57,19 @@ class _PaddleSide:
 class Ours(_PaddleSide):
     """This library."""
 
-    def __init__(self, problem, order):
-        super().__init__(problem, order)
-        self.learner = MetaLearner(self.net, inner_steps=self.settings.inner_steps, inner_lr=self.settings.inner_lr, order=order,
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.learner = MetaLearner(self.net, inner_steps=self.settings.inner_steps, inner_lr=self.settings.inner_lr, order=self.order,
                                    chunk=self.settings.chunk)
 
     def meta_gradient(self):
-        """Leave the meta-gradient of the process's tasks in the parameters. Returns their mean query loss, a float."""
-        loss, _ = self.learner.meta_loss(*self.problem.batch)
-        loss.backward()
-        return float(loss)
+        """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a float."""
+        loss, _ = meta_gradient(self.learner, self.problem.batch, self.problem.share, self.ranks)
+        return loss
+
+    def losses(self):
+        """The query loss of each of this process's tasks."""
+        return self.learner.finetune(*self.problem.batch)[1][:, -1].tolist()
 
 
 class Competition(_PaddleSide):
@@ -95,8 +78,8 @@ class Competition(_PaddleSide):
     The query set is scored before the first step and after every one; only the last score is differentiated.
     """
 
-    def __init__(self, problem, order):
-        super().__init__(problem, order)
+    def __init__(self, *args):
+        super().__init__(*args)
         width = self.settings.width
         # Batch norm asks for running statistics, although it uses the batch's own.
         self._running = [(paddle.zeros([width]), paddle.ones([width])) for _ in range(BLOCKS)]
@@ -108,9 +91,15 @@ class Competition(_PaddleSide):
         for x_spt, y_spt, x_qry, y_qry in zip(*self.problem.batch):
             x_spt, x_qry = paddle.to_tensor(x_spt).astype(dtype), paddle.to_tensor(x_qry).astype(dtype)
             losses.append(self._adapt_and_score(x_spt, paddle.to_tensor(y_spt), x_qry, paddle.to_tensor(y_qry)))
-        loss = sum(losses) / len(losses)
+        loss = sum(losses) / len(losses) * self.problem.share
         loss.backward()
-        return float(loss)
+        self._losses = [task_loss.detach() for task_loss in losses]
+        [loss] = self.ranks.sum_gradients(self.net.parameters(), [float(loss)])
+        return loss
+
+    def losses(self):
+        """As `Ours.losses`, of the last meta-iteration."""
+        return [float(loss) for loss in self._losses]
 
     def _adapt_and_score(self, x_spt, y_spt, x_qry, y_qry):
         fast, steps = self.net.parameters(), self.settings.inner_steps

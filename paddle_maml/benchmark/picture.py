@@ -27,7 +27,7 @@ def draw_scaling(rows, path):
         for line, (measure, title, unit) in enumerate(MEASURES):
             lines = {order: [(row["value"], row[measure] / unit) for row in rows
                              if row["quantity"] == quantity and row["order"] == order and row[measure] is not None] for order in COLOURS}
-            _panel(draw, column * WIDTH, line * HEIGHT + 20, f"{title} / {quantity}", lines)
+            _panel(draw, column * WIDTH, line * HEIGHT + 20, f"{quantity}: {title}", lines)
     image.save(path, "PNG")
 
 

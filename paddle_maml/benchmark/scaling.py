@@ -4,16 +4,16 @@ from __future__ import annotations
 import dataclasses
 
 from .contestants import OURS, VARIANTS, Contestant
-from .measure import make_problem, measure
+from .measure import LossCheck, make_problem, measure
 
 TASKS, INNER_STEPS, N_WAY, PROCESSES = "tasks", "inner steps", "n_way", "processes"
 _SETTINGS = {TASKS: "meta_batch", INNER_STEPS: "inner_steps", N_WAY: "n_way"}
 
 
-def sweeps(settings, processes):
+def sweeps(settings):
     """The values of each quantity; the others stay at their settings, with one process."""
     return {TASKS: _doubling(settings.meta_batch), INNER_STEPS: [1, 2, 5, 10, 20], N_WAY: [2, 5, 10, 20],
-            PROCESSES: _doubling(processes)}
+            PROCESSES: _doubling(settings.processes)}
 
 
 def _doubling(last):
@@ -42,8 +42,8 @@ def scale(settings, values, orders, threads, device, warmup, repeat, announce):
             for order in orders:
                 contestant = Contestant(OURS, VARIANTS[OURS][0], order, value if quantity == PROCESSES else 1, threads)
                 if (point, contestant) not in measured:
-                    announce(f"{quantity} {value}, order {order}")
+                    announce(f"measuring {quantity} {value}, order {order}")
                     problem, _ = make_problem(point)
-                    [measured[point, contestant]] = measure([contestant], problem, device, warmup, repeat)
+                    [measured[point, contestant]] = measure([contestant], problem, device, LossCheck(), warmup, repeat)
                 rows.append({"quantity": quantity, "value": value, **measured[point, contestant]})
     return rows

@@ -17,7 +17,7 @@ from ..device import prepare
 from ..errors import UserError
 from .contestants import PYTORCH
 
-RUN, MEMORY = "run", "memory"
+RUN, MEMORY, LOSSES = "run", "memory", "losses"
 
 
 class Team:
@@ -39,13 +39,14 @@ class Team:
         try:
             for rank in range(contestant.processes):
                 here, there = context.Pipe()
-                process = context.Process(target=work, args=(there, contestant, rank, port, device), daemon=True)
-                process.start()
+                process = context.Process(target=work, args=(there, contestant, device), daemon=True)
+                with _environment(contestant, rank, port):
+                    process.start()
                 there.close()
                 self._processes.append(process)
                 self._connections.append(here)
             for rank, connection in enumerate(self._connections):
-                self._send(connection, problem.share(rank, contestant.processes))
+                self._send(connection, problem.part(rank, contestant.processes))
             self._answers()
         except BaseException:
             self.close()
@@ -54,12 +55,16 @@ class Team:
     def run(self):
         """One meta-iteration from the initial weights: (seconds of the slowest process, loss)."""
         seconds, losses = zip(*self._ask(RUN))
-        return max(seconds), sum(losses)
+        return max(seconds), losses[0]
 
     def memory(self):
         """Bytes that all processes took at their peak above what the imports take; None where the system does not tell."""
         peaks = self._ask(MEMORY)
         return None if None in peaks else sum(peaks)
+
+    def losses(self):
+        """The query loss of each task, (T,)."""
+        return [loss for part in self._ask(LOSSES) for loss in part]
 
     def close(self):
         for connection in self._connections:
@@ -102,23 +107,41 @@ class Team:
         return answers
 
 
-def work(connection, contestant, rank, port, device):
+@contextlib.contextmanager
+def _environment(contestant, rank, port):
+    """The environment that a process is to be started in: most of it is read before any line of ours runs."""
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(contestant.threads))
+    # Frameworks differ in when they round to TF32; here all compute in float32.
+    variables["NVIDIA_TF32_OVERRIDE"] = "0"
+    if contestant.processes > 1:
+        endpoints = [f"127.0.0.1:{port + number}" for number in range(contestant.processes)]
+        variables.update(PADDLE_TRAINER_ID=str(rank), PADDLE_TRAINERS_NUM=str(contestant.processes), PADDLE_MASTER=endpoints[0],
+                         PADDLE_CURRENT_ENDPOINT=endpoints[rank], PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_DISTRI_BACKEND="gloo",
+                         RANK=str(rank), WORLD_SIZE=str(contestant.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if contestant.tuned_allocator:
+            variables["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as parallel.run_processes
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def work(connection, contestant, device):
     """The life of a process: set up, import, then answer commands until the other end of the connection is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(contestant.threads)
-    # Frameworks differ in when they round to TF32; here all compute in float32.
-    os.environ["NVIDIA_TF32_OVERRIDE"] = "0"
     if contestant.tuned_allocator:
         prepare()
-    with contextlib.suppress(EOFError):
+    with contextlib.suppress(EOFError, BrokenPipeError):
         try:
-            _serve(connection, contestant, rank, port, device)
+            _serve(connection, contestant, device)
         except UserError as error:
             connection.send(str(error))
 
 
-def _serve(connection, contestant, rank, port, device):
+def _serve(connection, contestant, device):
     # Paddle warns of every OMP_NUM_THREADS but 1.
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
         if contestant.side == PYTORCH:
@@ -126,17 +149,19 @@ def _serve(connection, contestant, rank, port, device):
         else:
             from . import paddle_sides as sides
     imported = _resident_bytes("VmRSS")
-    sides.join(rank, contestant.processes, port)
     side = sides.make(contestant, connection.recv(), device)
     connection.send(True)
     while True:
-        if connection.recv() == RUN:
+        command = connection.recv()
+        if command == RUN:
             began = time.perf_counter()
             loss = side.meta_iteration()
             side.synchronize()
             seconds = time.perf_counter() - began
             side.reset()
             connection.send((seconds, loss))
+        elif command == LOSSES:
+            connection.send(side.losses())
         elif device != "cpu":
             connection.send(side.device_memory())
         else:

@@ -1,0 +1,157 @@
+"""Runs of several processes: the same result, whatever their number, and an end when one of them ends."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from paddle_maml import checkpoint
+from paddle_maml.parallel import Ranks
+from paddle_maml.plain_data import read_file
+from paddle_maml.reporting import METRICS, read_metrics
+from tiny_run import ROOT, call, options, start
+
+# 3 tasks: over 2 ranks they do not divide evenly, and of 4 ranks one has none.
+RUN = {"iterations": 6, "checkpoint_every": 2, "val_every": 3, "val_episodes": 5, "test_episodes": 5, "meta_lr_schedule": "constant"}
+
+
+def weights(folder):
+    return read_file(os.path.join(checkpoint.newest_checkpoint(str(folder)), checkpoint.WEIGHTS))
+
+
+def assert_same_run(folder, expected):
+    ours, theirs = weights(folder), weights(expected)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-5, err_msg=name)
+    for row, other in zip(read_metrics(os.path.join(folder, METRICS)), read_metrics(os.path.join(expected, METRICS))):
+        assert row["iteration"] == other["iteration"] and float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp("alone") / "run")
+    status, _, errors = call("train.py", options(output=folder, **RUN))
+    assert status == 0, errors
+    return folder
+
+
+def test_shares_are_whole_and_even():
+    for size in (1, 2, 3, 7):
+        shares = [list(Ranks(rank, size).share(range(5))) for rank in range(size)]
+        assert sum(shares, []) == [0, 1, 2, 3, 4]
+        lengths = [len(share) for share in shares]
+        assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_the_number_of_processes_changes_nothing(alone, tmp_path, processes):
+    folder = str(tmp_path / "run")
+    status, output, errors = call("train.py", options(output=folder, **{**RUN, "processes": processes}))
+    assert (status, errors) == (0, "")
+    assert output.count("test split") == 1
+    assert_same_run(folder, alone)
+
+
+def test_a_checkpoint_of_one_number_of_processes_resumes_under_another(alone, tmp_path):
+    folder = str(tmp_path / "run")
+    assert call("train.py", options(output=folder, **{**RUN, "iterations": 2, "processes": 3}))[0] == 0
+    status, _, errors = call("train.py", ["--resume", "--output", folder, "--iterations", "6", "--processes", "2"])
+    assert status == 0, errors
+    ours, theirs = weights(folder), weights(alone)
+    for name in theirs:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-5, err_msg=name)
+
+
+def launch(folder, *more, **changes):
+    arguments = options(output=str(folder), **{**RUN, **changes})
+    position = arguments.index("--processes")
+    del arguments[position:position + 2]
+    command = [sys.executable, "-m", "paddle.distributed.launch", *more, "--backend", "gloo", "--log_dir", str(folder) + "-logs",
+               os.path.join(ROOT, "train.py"), *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_paddles_launcher(alone, tmp_path):
+    process = launch(tmp_path / "run", "--nproc_per_node", "2")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert_same_run(tmp_path / "run", alone)
+
+
+def group_of(parent):
+    """The processes that a run started, by /proc."""
+    children = []
+    for entry in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{entry}/stat") as file:
+                fields = file.read().rsplit(")", 1)[1].split()
+            with open(f"/proc/{entry}/cmdline") as file:
+                command = file.read()
+        except (OSError, IndexError):
+            continue
+        if int(fields[1]) == parent and "spawn_main" in command:
+            children.append(int(entry))
+    return children
+
+
+def running(tmp_path, processes=2):
+    folder = str(tmp_path / "run")
+    process = start("train.py", options(output=folder, iterations=100000, val_every=100000, checkpoint_every=1000, processes=processes))
+    while not os.path.exists(os.path.join(folder, METRICS)) or len(read_metrics(os.path.join(folder, METRICS))) < 2:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    return folder, process, group_of(process.pid)
+
+
+needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="this system has no /proc to find the processes by")
+
+
+@needs_proc
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_rank_that_dies_ends_the_run_with_a_message(tmp_path, victim):
+    folder, process, members = running(tmp_path)
+    assert len(members) == 2
+    os.kill(sorted(members)[victim], signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "error: " in errors and "--resume" in errors and "Traceback" not in errors
+    assert not group_of(process.pid)
+
+
+@needs_proc
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
+    folder, process, members = running(tmp_path)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.count("\n") == 1 and "--resume" in errors
+    assert checkpoint.newest_checkpoint(folder) is not None and not checkpoint.newest_checkpoint(folder).endswith("-0")
+
+
+@needs_proc
+def test_the_processes_die_with_the_one_that_started_them(tmp_path):
+    folder, process, members = running(tmp_path)
+    process.kill()
+    process.communicate()
+    deadline = time.monotonic() + 20
+    while any(os.path.exists(f"/proc/{member}") for member in members) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{member}") for member in members)
+
+
+def test_processes_beside_the_launcher_are_refused(tmp_path, monkeypatch):
+    from paddle_maml.cli import main_train
+    monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
+    assert main_train(options(output=str(tmp_path / "run"), processes=2)) == 2
+    assert not os.path.exists(tmp_path / "run")
+
+
+def test_failures_are_said_once(alone):
+    status, _, errors = call("train.py", options(output=alone, **{**RUN, "processes": 2}))
+    assert status == 2 and errors.count("\n") == 1 and "holds a run already" in errors
