@@ -136,45 +136,60 @@ class MAML(nn.Layer):
     def first_windows(self, x):
         """The 3x3 windows of the images, with their mean and covariance: what the first convolution needs of them.
 
-        They do not depend on the parameters, so one call serves all inner steps.
+        They do not depend on the parameters, so one call serves all inner steps. They count as constants: there is no gradient by
+        the images.
 
         Args:
             x: images (T, N, C, H, W).
 
         Returns:
-            (images N, pieces (T, n_i, 9 * C), mean (T, 1, 9 * C), covariance (T, 9 * C, 9 * C)).
+            (images N, pieces (T, n_i + 1, 9 * C + 1), mean (T, 1, 9 * C), covariance (T, 9 * C, 9 * C)). The pieces' last column is
+            ones, for a shift in the weight's last row; their last row is zeros throughout, so that the layer's output has the
+            zero row that the next convolution needs.
         """
+        x = x.detach()
         tasks, images, channels = x.shape[:3]
-        rows = x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels])
+        rows = operators.append_zero_row(x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels]))
         pieces = operators.window_rows(rows, self._plans[0], images)
         count = sum(piece.shape[1] for piece in pieces)
         mean = sum(operators.sum_rows(piece) for piece in pieces) / count
         centred = [piece - paddle.expand(mean, piece.shape) for piece in pieces]
         covariance = sum(operators.matmul(piece, piece, transpose_a=True) for piece in centred) / count
+        used = pieces[:4] if self.architecture == "pool" else pieces
+        ones = [paddle.ones(piece.shape[:2] + [1], piece.dtype) for piece in used]
+        pieces = [operators.append_zero_row(paddle.concat([piece, one], axis=2)) for piece, one in zip(used, ones)]
         return images, pieces, mean, covariance
 
     def logits(self, first_windows, packed):
         """Logits (T, N, n_way) from `first_windows(x)` and packed parameters."""
         images, pieces, mean, covariance = first_windows
-        weight, scale, shift = _positive_scale(*packed[:3])
-        # Mean and variance of a product with fixed windows follow from the windows' own, with no pass over the large map.
-        statistics = (operators.matmul(mean, weight),
-                      operators.sum_rows(weight * operators.matmul(covariance, weight)))
-        used = pieces[:4] if self.architecture == "pool" else pieces
-        rows = self._finish_block([operators.matmul(piece, weight) for piece in used], statistics, scale, shift)
+        rows = self._first_block(pieces, mean, covariance, *packed[:3])
         for number in range(1, BLOCKS):
-            weight, scale, shift = _positive_scale(*packed[3 * number:3 * number + 3])
-            outputs = operators.convolve(rows, weight, self._plans[number], images)
-            rows = self._finish_block(outputs, operators.moments(outputs), scale, shift)
+            rows = self._block(rows if number == 1 else operators.append_zero_row(rows), number, images,
+                               *packed[3 * number:3 * number + 3])
         return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1]
 
-    def _finish_block(self, outputs, statistics, scale, shift):
-        """Batch norm, ReLU and pooling. The pooling comes first: the others are increasing, so it picks the same pixel, and they
-        have a quarter of the pixels left to do."""
-        mean, variance = statistics
+    def _first_block(self, pieces, mean, covariance, weight, scale, shift):
+        # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is known before the
+        # product and goes into its weight: no pass over the largest map of the network.
+        variance = operators.sum_rows(weight * operators.matmul(covariance, weight))
         scale = scale * paddle.rsqrt(variance + EPSILON)
-        rows = operators.max_of_four(*outputs[:4]) if self.architecture == "pool" else outputs[0]
-        return nn.functional.relu(operators.affine_rows(rows, scale, shift - mean * scale))
+        weight = operators.scale_rows(weight, scale)
+        shift = shift - operators.matmul(mean, weight)
+        weight = paddle.concat([weight, shift], axis=1)
+        return operators.largest_product(pieces, weight)
+
+    def _block(self, rows, number, images, weight, scale, shift):
+        # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they have a quarter of the
+        # pixels left to do. Increasing is batch norm if its scale is not negative; the sign goes into the convolution.
+        sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
+        outputs = operators.convolve(rows, operators.scale_rows(weight, sign), self._plans[number], images)
+        mean, variance = operators.moments(outputs)
+        scale = scale * sign * paddle.rsqrt(variance + EPSILON)
+        return nn.functional.relu(operators.affine_rows(self._pool(outputs), scale, shift - mean * scale))
+
+    def _pool(self, pieces):
+        return operators.max_of_four(*pieces[:4]) if self.architecture == "pool" else pieces[0]
 
     def _features(self, rows, images):
         tasks, _, width = rows.shape
@@ -198,10 +213,3 @@ class MAML(nn.Layer):
             expected = parameter.shape if tasks is None else [tasks] + parameter.shape
             if given.shape != expected:
                 raise ValueError(f"params[{number}] must have shape {tuple(expected)}, not {tuple(given.shape)}")
-
-
-def _positive_scale(weight, scale, shift):
-    """The same function with a scale that is not negative, its sign moved into the convolution: then batch norm is
-    increasing, and pooling may go before it."""
-    sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
-    return weight * sign, scale * sign, shift

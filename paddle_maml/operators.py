@@ -15,6 +15,7 @@ Why the arithmetic is as it is (CPU, one thread, 14,700 rows of 64 float32):
     a choice is a product with a 0/1 mask, 0.4 ms, where paddle.where takes 3.4 ms;
     a factor for each channel is repeated for every row first, 0.15 + 0.4 ms, where the broadcast of (T, 1, C) takes 2.5 ms.
 """
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
@@ -24,6 +25,7 @@ from .windows import TAPS
 # Rows of gathered windows that are multiplied at once. On a CPU they should stay in the cache between gather and product;
 # on a GPU the number of launches counts, and the bound only limits memory (2^18 rows of 576 float32: 0.6 GB).
 CPU_BLOCK_ROWS = 2048
+CPU_PRODUCT_ROWS = 2048
 GPU_BLOCK_ROWS = 1 << 18
 
 
@@ -126,6 +128,11 @@ class _AffineRows(PyLayer):
         return _gradients(ctx, lambda: _ScaleRows.apply(grad, scale), lambda: sum_rows(rows * grad), lambda: sum_rows(grad))
 
 
+def scale_rows(rows, scale):
+    """rows * scale with a scale (T, 1, C) for every channel."""
+    return _ScaleRows.apply(rows, scale)
+
+
 def affine_rows(rows, scale, shift):
     """rows * scale + shift with a scale and a shift (T, 1, C) for every channel."""
     return _AffineRows.apply(rows, scale, shift)
@@ -181,27 +188,147 @@ def moments(pieces):
 # --------------------------------------------------------------------------------------------------------------- pooling
 
 
+# Of equal values the first in reading order is the largest. On a flat background all four are equal, and a mask of "equal to the
+# maximum" would send the gradient to each of them.
+
+
+def _largest(values):
+    """The maximum of one tensor, or of the four corners 00, 01, 10, 11 of every window."""
+    if len(values) == 1:
+        return values[0]
+    return paddle.maximum(paddle.maximum(values[0], values[1]), paddle.maximum(values[2], values[3]))
+
+
+def _is_first(a, b):
+    """1 where a is the larger of the two, else 0, in a's dtype."""
+    return (a >= b).astype(a.dtype)
+
+
+def _route(grad, values):
+    """The gradient of `_largest`, which is 0 but for the largest, for each value."""
+    if len(values) == 1:
+        return [grad]
+    y00, y01, y10, y11 = values
+    top = _is_first(paddle.maximum(y00, y01), paddle.maximum(y10, y11)).multiply_(grad)
+    bottom = grad - top
+    g00, g10 = _is_first(y00, y01).multiply_(top), _is_first(y10, y11).multiply_(bottom)
+    return [g00, top.subtract_(g00), g10, bottom.subtract_(g10)]
+
+
+def _select(choices, values):
+    """Of four choices the one whose value is the largest: what `_route` is the transpose of."""
+    if len(values) == 1:
+        return choices[0]
+    y00, y01, y10, y11 = values
+    u00, u01, u10, u11 = choices
+    top = (u00 - u01).multiply_(_is_first(y00, y01)).add_(u01)
+    bottom = (u10 - u11).multiply_(_is_first(y10, y11)).add_(u11)
+    in_top = _is_first(paddle.maximum(y00, y01), paddle.maximum(y10, y11))
+    return top.subtract_(bottom).multiply_(in_top).add_(bottom)
+
+
 class _MaxOfFour(PyLayer):
     @staticmethod
-    def forward(ctx, y00, y01, y10, y11):
-        top, bottom = paddle.maximum(y00, y01), paddle.maximum(y10, y11)
-        # Exactly one winner a window, the first in reading order: on a flat background all four are equal, and a mask of
-        # "equal to the maximum" would count the gradient four times.
-        in_top = (top >= bottom).astype(top.dtype)
-        in_bottom = 1.0 - in_top
-        m00 = (y00 >= y01).astype(top.dtype) * in_top
-        m10 = (y10 >= y11).astype(top.dtype) * in_bottom
-        ctx.winners = m00, in_top - m00, m10, in_bottom - m10
-        return paddle.maximum(top, bottom)
+    def forward(ctx, *values):
+        ctx.save_for_backward(*values)
+        return _largest(values)
 
     @staticmethod
     def backward(ctx, grad):
-        return tuple(grad * winner for winner in ctx.winners)
+        # Which is the largest does not change with an infinitesimal step, so the values count as constants.
+        return _as_tuple(_RouteOfFour.apply(grad, *[value.detach() for value in ctx.saved_tensor()]))
+
+
+class _RouteOfFour(PyLayer):
+    @staticmethod
+    def forward(ctx, grad, *values):
+        ctx.values = values
+        return tuple(_route(grad, values))
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return (_select(grads, ctx.values),) + (None,) * 4
 
 
 def max_of_four(y00, y01, y10, y11):
     """2x2 max-pool, given the four corners of every window as four tensors of one shape. Stock: no second derivative."""
     return _MaxOfFour.apply(y00, y01, y10, y11)
+
+
+class _LargestProduct(PyLayer):
+    @staticmethod
+    def forward(ctx, weight, *pieces):
+        ctx.save_for_backward(weight)
+        ctx.pieces = pieces
+        parts = []
+        for block in _row_blocks(pieces[0]):
+            parts.append(F.relu(_largest(_products(pieces, weight, block))).reshape([-1, weight.shape[2]]))
+        return paddle.concat(parts).reshape([weight.shape[0], -1, weight.shape[2]])
+
+    @staticmethod
+    def backward(ctx, grad):
+        [weight] = ctx.saved_tensor()
+        return (_LargestProductGradient.apply(grad, weight.detach(), *ctx.pieces),) + (None,) * len(ctx.pieces)
+
+
+class _LargestProductGradient(PyLayer):
+    @staticmethod
+    def forward(ctx, grad, weight, *pieces):
+        ctx.weight, ctx.pieces = weight, pieces
+        by_task = {}
+        for block in _row_blocks(pieces[0]):
+            products = _products(pieces, weight, block)
+            positive = (_largest(products) > 0).astype(grad.dtype)
+            routed = _route(positive.multiply_(_rows_of(grad, block)), products)
+            for piece, part in zip(pieces, routed):
+                product = paddle.matmul(_rows_of(piece, block), part, transpose_x=True)
+                by_task[block[0]] = by_task[block[0]].add_(product) if block[0] in by_task else product
+        return paddle.concat(list(by_task.values()))
+
+    @staticmethod
+    def backward(ctx, weight_grad):
+        parts = []
+        for block in _row_blocks(ctx.pieces[0]):
+            products = _products(ctx.pieces, ctx.weight, block)
+            chosen = _select(_products(ctx.pieces, weight_grad, block), products)
+            positive = (_largest(products) > 0).astype(chosen.dtype)
+            parts.append(positive.multiply_(chosen).reshape([-1, chosen.shape[2]]))
+        by_grad = paddle.concat(parts).reshape([weight_grad.shape[0], -1, weight_grad.shape[2]])
+        return (by_grad, None) + (None,) * len(ctx.pieces)
+
+
+def _row_blocks(rows):
+    """(first task, last task, first row, last row) of parts whose tensors, here with 64 columns, fit the cache together."""
+    tasks, count, _ = rows.shape
+    limit = CPU_PRODUCT_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
+    together = max(1, limit // count)
+    step = -(-count // -(-count // limit))
+    return [(t, min(tasks, t + together), r, min(count, r + step)) for t in range(0, tasks, together) for r in range(0, count, step)]
+
+
+def _rows_of(rows, block):
+    t, t_end, r, r_end = block
+    return rows[t:t_end, r:r_end]
+
+
+def _products(pieces, weight, block):
+    return [paddle.matmul(_rows_of(piece, block), weight[block[0]:block[1]]) for piece in pieces]
+
+
+def largest_product(pieces, weight):
+    """relu(max over the pieces of piece @ weight): convolution, pooling and ReLU of the first layer in one.
+
+    The products are the largest maps of the network. They are made again in the backward, a cacheful at a time, which is faster than
+    to write them to memory and to read them back.
+
+    Args:
+        pieces: one or four (corners 00, 01, 10, 11) constant tensors (T, n, K).
+        weight: (T, K, D).
+
+    Returns:
+        (T, n, D).
+    """
+    return _LargestProduct.apply(weight, *pieces)
 
 
 # ----------------------------------------------------------------------------------------------------------- convolution
@@ -229,6 +356,15 @@ class WindowRows:
         return self._kept[key]
 
 
+    def by_tap(self, tasks, channels):
+        """The numbers of the rows of a (tasks, channels, 9, D) tensor in the order (tasks, 9, channels)."""
+        key = tasks, channels, str(paddle.get_device())
+        if key not in self._kept:
+            numbers = np.arange(tasks * channels * TAPS, dtype=np.int32).reshape(tasks, channels, TAPS)
+            self._kept[key] = paddle.to_tensor(numbers.transpose(0, 2, 1).reshape(-1))
+        return self._kept[key]
+
+
 def _blocks(rows, together, limit):
     tasks, count, _ = rows.shape
     step = -(-count // -(-count // limit))
@@ -240,32 +376,50 @@ def _blocks(rows, together, limit):
     return blocks
 
 
-def _with_zero_row(pieces):
-    """The rows of all pieces and tasks below each other, and a row of zeros: what the padding of a window points to."""
-    channels = pieces[0].shape[2]
-    flat = [piece.reshape([-1, channels]) for piece in pieces]
-    return paddle.concat(flat + [paddle.zeros([1, channels], flat[0].dtype)])
+class _AppendZeroRow(PyLayer):
+    """Stock: the second derivative of a concatenation with a constant fails."""
+
+    @staticmethod
+    def forward(ctx, rows):
+        return paddle.concat([rows, paddle.zeros([rows.shape[0], 1, rows.shape[2]], rows.dtype)], axis=1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _DropLastRow.apply(grad)
 
 
-def _window_products(source, weight, blocks, count):
-    """Gathered windows times the tasks' weights: (T, count, D)."""
+class _DropLastRow(PyLayer):
+    @staticmethod
+    def forward(ctx, rows):
+        return rows[:, :-1].clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return _AppendZeroRow.apply(grad)
+
+
+def append_zero_row(rows):
+    """(T, n, C) to the form of windows.py, (T, n + 1, C): the padding of the next convolution."""
+    return _AppendZeroRow.apply(rows)
+
+
+def _gather(source, numbers, tasks):
+    """Windows of a source (rows, C), as (tasks, n, 9 * C)."""
+    return paddle.gather(source, numbers).reshape([tasks, -1, TAPS * source.shape[1]])
+
+
+def _window_products(factors, blocks, count):
+    """Sum over (rows, weight) of the windows of the rows times the weight: (T, count, D)."""
+    factors = [(rows.reshape([-1, rows.shape[2]]), weight) for rows, weight in factors]
     products = []
-    for t, t_end, r, r_end, numbers in blocks:
-        gathered = paddle.gather(source, numbers).reshape([t_end - t, r_end - r, weight.shape[1]])
-        products.append(paddle.matmul(gathered, weight[t:t_end]).reshape([-1, weight.shape[2]]))
+    for t, t_end, _, _, numbers in blocks:
+        product = None
+        for source, weight in factors:
+            term = paddle.matmul(_gather(source, numbers, t_end - t), weight[t:t_end])
+            product = term if product is None else product.add_(term)
+        products.append(product.reshape([-1, product.shape[2]]))
     product = products[0] if len(products) == 1 else paddle.concat(products)
-    return product.reshape([weight.shape[0], count, weight.shape[2]])
-
-
-def _transposed_taps(weight):
-    """(T, 9 * C, D) to (T, 9 * D, C), tap by tap."""
-    tasks, rows, depth = weight.shape
-    by_tap = weight.reshape([tasks, TAPS, rows // TAPS, depth]).transpose([0, 1, 3, 2])
-    return by_tap.reshape([tasks, TAPS * depth, rows // TAPS])
-
-
-# A convolution is linear in its input and in its weight, and so are its two gradients: the three operators below are each
-# other's derivatives, which makes every order of differentiation exact with no further formula.
+    return product.reshape([-1, count, product.shape[1]])
 
 
 class _Convolve(PyLayer):
@@ -273,58 +427,60 @@ class _Convolve(PyLayer):
     def forward(ctx, rows, weight, plan, images):
         _save(ctx, rows, weight)
         ctx.geometry = plan, images
-        source = _with_zero_row([rows])
-        blocks = plan.blocks(rows.shape[0], images)
-        sizes = [images * size for size in plan.windows.piece_sizes]
-        return tuple(_window_products(source, weight, piece, size) for piece, size in zip(blocks, sizes))
+        return _convolve([(rows, weight)], plan, images)
 
     @staticmethod
     def backward(ctx, *grads):
         rows, weight = ctx.saved_tensor()
-        return _gradients(ctx, lambda: _ConvolveToInput.apply(weight, *ctx.geometry, *grads),
-                          lambda: _ConvolveToWeight.apply(rows, *ctx.geometry, *grads))
+        by_rows, by_weight = _ConvolveGradient.apply(rows, weight, *ctx.geometry, *grads)
+        return _gradients(ctx, lambda: by_rows, lambda: by_weight)
 
 
-class _ConvolveToInput(PyLayer):
-    """The gradient of a convolution with respect to its input, from the pieces of its output's."""
+def _convolve(factors, plan, images):
+    sizes = [images * size for size in plan.windows.piece_sizes]
+    blocks = plan.blocks(factors[0][0].shape[0], images)
+    return tuple(_window_products(factors, piece, size) for piece, size in zip(blocks, sizes))
+
+
+class _ConvolveGradient(PyLayer):
+    """The gradients of a convolution with respect to its input and its weight, from the pieces of its output's.
+
+    Both come from the same windows of the output's gradient: (n, 9 * D) times the weight, tap by tap, for the input, and the
+    input's rows times (n, 9 * D) for the weight. The product of windows of the input with the output's gradient would be the same
+    weight gradient at twice the time.
+    """
 
     @staticmethod
-    def forward(ctx, weight, plan, images, *pieces):
-        ctx.save_for_backward(weight, *pieces)
+    def forward(ctx, rows, weight, plan, images, *pieces):
+        ctx.save_for_backward(rows, weight, *pieces)
         ctx.geometry = plan, images
-        [blocks] = plan.blocks(weight.shape[0], images, backward=True)
-        count = images * plan.windows.height * plan.windows.width
-        return _window_products(_with_zero_row(pieces), _transposed_taps(weight), blocks, count)
+        return _convolve_gradient(rows, weight, plan, images, pieces)
 
     @staticmethod
-    def backward(ctx, grad):
-        weight, *pieces = ctx.saved_tensor()
-        outputs = _Convolve.apply(grad, weight, *ctx.geometry)
-        return (_ConvolveToWeight.apply(grad, *ctx.geometry, *pieces),) + _as_tuple(outputs)
+    def backward(ctx, rows_grad, weight_grad):
+        # Linear in the pieces, where the transpose is the convolution; and linear in weight and rows, crosswise.
+        rows, weight, *pieces = ctx.saved_tensor()
+        by_rows, by_weight = _convolve_gradient(rows_grad, weight_grad, *ctx.geometry, pieces)
+        return (by_rows, by_weight) + _convolve([(rows_grad, weight), (rows, weight_grad)], *ctx.geometry)
 
 
-class _ConvolveToWeight(PyLayer):
-    """The gradient of a convolution with respect to its weight, from its input and the pieces of its output's gradient."""
-
-    @staticmethod
-    def forward(ctx, rows, plan, images, *pieces):
-        ctx.save_for_backward(rows, *pieces)
-        ctx.geometry = plan, images
-        tasks, _, channels = rows.shape
-        source = _with_zero_row([rows])
-        sums = [None] * tasks
-        for piece, blocks in zip(pieces, plan.blocks(tasks, images)):
-            for t, t_end, r, r_end, numbers in blocks:
-                gathered = paddle.gather(source, numbers).reshape([t_end - t, r_end - r, TAPS * channels])
-                product = paddle.matmul(gathered, piece[t:t_end, r:r_end], transpose_x=True)
-                sums[t] = product if sums[t] is None else sums[t] + product
-        return paddle.concat([part for part in sums if part is not None])
-
-    @staticmethod
-    def backward(ctx, grad):
-        rows, *pieces = ctx.saved_tensor()
-        outputs = _Convolve.apply(rows, grad, *ctx.geometry)
-        return (_ConvolveToInput.apply(grad, *ctx.geometry, *pieces),) + _as_tuple(outputs)
+def _convolve_gradient(rows, weight, plan, images, pieces):
+    tasks, count, channels = rows.shape
+    depth = weight.shape[2]
+    # (T, 9 * C, D) to (T, 9 * D, C), tap by tap.
+    transposed = weight.reshape([tasks, TAPS, channels, depth]).transpose([0, 1, 3, 2]).reshape([tasks, TAPS * depth, channels])
+    flat = [piece.reshape([-1, depth]) for piece in pieces]
+    source = paddle.concat(flat + [paddle.zeros([1, depth], rows.dtype)])
+    by_rows, by_weight = [], {}
+    [blocks] = plan.blocks(tasks, images, backward=True)
+    for t, t_end, r, r_end, numbers in blocks:
+        windows = _gather(source, numbers, t_end - t)
+        by_rows.append(paddle.matmul(windows, transposed[t:t_end]).reshape([-1, channels]))
+        product = paddle.matmul(rows[t:t_end, r:r_end], windows, transpose_x=True)
+        by_weight[t] = by_weight[t].add_(product) if t in by_weight else product
+    # (T, C, 9, D) to (T, 9, C, D) by a gather of whole rows, which takes a tenth of a transposition's time.
+    by_tap = paddle.gather(paddle.concat(list(by_weight.values())).reshape([-1, depth]), plan.by_tap(tasks, channels))
+    return paddle.concat(by_rows).reshape([tasks, count, channels]), by_tap.reshape([tasks, TAPS * channels, depth])
 
 
 def _as_tuple(outputs):
@@ -335,7 +491,7 @@ def convolve(rows, weight, plan, images):
     """3x3 convolution of `images` images a task, without bias.
 
     Args:
-        rows: (T, images * H * W, C).
+        rows: (T, images * H * W + 1, C), the last row of a task zeros. Its gradient there is zero.
         weight: (T, 9 * C, D), the taps in reading order, the channels of a tap together.
         plan: the `WindowRows` of the layer.
 
@@ -346,13 +502,13 @@ def convolve(rows, weight, plan, images):
 
 
 def window_rows(rows, plan, images):
-    """The windows themselves, (T, images * pixels, 9 * C) for each piece, of rows (T, images * H * W, C): differentiable once."""
-    source = _with_zero_row([rows])
+    """The windows themselves, (T, images * pixels, 9 * C) for each piece, of rows as for `convolve`: differentiable once."""
     tasks, _, channels = rows.shape
+    source = rows.reshape([-1, channels])
     pieces = []
-    for blocks, size in zip(plan.blocks(tasks, images), plan.windows.piece_sizes):
-        gathered = [paddle.gather(source, block[-1]).reshape([-1, TAPS * channels]) for block in blocks]
-        pieces.append(paddle.concat(gathered).reshape([tasks, images * size, TAPS * channels]))
+    for blocks in plan.blocks(tasks, images):
+        gathered = [_gather(source, block[-1], 1).squeeze(0) for block in blocks]
+        pieces.append(paddle.concat(gathered).reshape([tasks, -1, TAPS * channels]))
     return pieces
 
 

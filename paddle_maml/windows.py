@@ -1,7 +1,7 @@
 """Where the windows of a 3x3 convolution lie, as row numbers.
 
-Activations are kept as *rows*: a tensor (T, N * H * W, C) whose row is one pixel of one image with all its channels. A
-convolution is then a gather of nine rows for every output pixel followed by a matrix product, and its gradients are the same
+Activations are kept as *rows*: a tensor (T, N * H * W + 1, C) whose row is one pixel of one image with all its channels; the last
+row of a task is zeros, and the padding of a window points to it. A convolution is then a gather of nine rows for every output pixel followed by a matrix product, and its gradients are the same
 two things again: see operators.py for the arithmetic. This module only counts.
 
 Output pixels come in *pieces*. Before a 2x2 max-pool there are four pieces, one for each corner of the pooling windows, so
@@ -65,20 +65,23 @@ class Windows:
         """Row numbers of the nine input pixels under every output pixel.
 
         Returns:
-            For each piece an int32 array (tasks, images * pixels, 9) of rows of the input seen as (tasks * images * height *
-            width, C); the padding is row tasks * images * height * width, which the caller appends as zeros.
+            For each piece an int32 array (tasks, images * pixels, 9) of rows of the input seen as (tasks * (images * height *
+            width + 1), C).
         """
         pixels = self.height * self.width
-        start = (np.arange(tasks * images) * pixels).reshape(tasks, images, 1, 1)
-        zero_row = tasks * images * pixels
+        task_rows = images * pixels + 1
+        task = np.arange(tasks)[:, None, None, None] * task_rows
+        start = task + np.arange(images)[None, :, None, None] * pixels
+        zero_row = task + task_rows - 1
         return [np.where(taps < 0, zero_row, start + taps).astype(np.int32).reshape(tasks, -1, TAPS) for taps in self._forward]
 
     def backward_rows(self, tasks, images):
         """Row numbers of the output pixels that an input pixel reached, tap by tap.
 
         Returns:
-            An int32 array (tasks, images * height * width, 9) of rows of the pieces, each seen as (tasks * images * pixels, D)
-            and all concatenated in order; a tap that reached no output pixel points to one zero row after the last.
+            An int32 array (tasks, images * height * width + 1, 9) of rows of the pieces, each seen as (tasks * images * pixels, D)
+            and all concatenated in order; a tap that reached no output pixel, and all of the row of zeros, points to one row of
+            zeros after the last.
         """
         pixels = self.height * self.width
         zero_row = tasks * images * sum(self.piece_sizes)
@@ -90,4 +93,5 @@ class Windows:
             out, tap = np.nonzero(taps >= 0)
             rows[image, taps[out, tap], tap] = start + image * size + out
             start += tasks * images * size
-        return rows.reshape(tasks, -1, TAPS)
+        rows = rows.reshape(tasks, images * pixels, TAPS)
+        return np.concatenate([rows, np.full((tasks, 1, TAPS), zero_row, np.int32)], axis=1)

@@ -105,7 +105,7 @@ def test_max_of_four_sends_a_tie_to_the_first_corner_only(float64):
 def test_convolve(float64, height, width, stride, pool):
     plan = WindowRows(Windows(height, width, stride, pool))
     arrays = random_arrays([2, 3 * height * width, 2], [2, 18, 4])
-    check_twice(lambda rows, weight: operators.convolve(rows, weight, plan, 3), arrays)
+    check_twice(lambda rows, weight: operators.convolve(operators.append_zero_row(rows), weight, plan, 3), arrays)
 
 
 @pytest.mark.parametrize("block_rows", [1, 7, 20, 100000])
@@ -117,7 +117,7 @@ def test_convolve_in_blocks_equals_conv2d(float64, monkeypatch, block_rows, pool
     rows = paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(3, -1, 2))
     weight = paddle.to_tensor(kernel.transpose(0, 3, 4, 2, 1).reshape(3, 18, 4))
     rows.stop_gradient = weight.stop_gradient = False
-    pieces = operators.convolve(rows, weight, plan, 2)
+    pieces = operators.convolve(operators.append_zero_row(rows), weight, plan, 2)
     for task in range(3):
         stock_x, stock_w = leaves([x[task], kernel[task]])
         expected = paddle.nn.functional.conv2d(stock_x, stock_w, padding=1)
