@@ -26,15 +26,15 @@ def main_train(arguments=None):
     Returns:
         The exit status: 0, 2 for a failure that the user can mend, 130 after SIGINT or SIGTERM.
     """
-    return _run(_train, sys.argv[1:] if arguments is None else arguments)
+    return run_command(_train, sys.argv[1:] if arguments is None else arguments)
 
 
 def main_eval(arguments=None):
     """eval.py: evaluate weights and report; arguments and exit status as `main_train`."""
-    return _run(_evaluate, sys.argv[1:] if arguments is None else arguments)
+    return run_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
 
 
-def _run(command, argument):
+def run_command(command, argument):
     """Call command(argument); its result, or what the failure stands for, is the exit status."""
     prepare()
     try:
@@ -112,7 +112,7 @@ def _train_one(settings):
 
 def train_member(settings):
     """What each process of a run with several processes does; returns its exit status."""
-    return _run(_train_one, settings)
+    return run_command(_train_one, settings)
 
 
 # The settings that matter to an evaluation, with the options that are named differently there: --split is the part to test on.

@@ -115,10 +115,11 @@ class MetaLearner(nn.Layer):
         return [p.squeeze(0) for p in params] if single else params
 
     def finetune(self, x_spt, y_spt, x_qry, y_qry, steps=None):
-        """Adapt to each task and score its query set after every inner step; no weight changes.
+        """Adapt to each task and score its query set after every inner step; no weight changes (the competition's `finetunning`).
 
         Args:
-            as `meta_loss`, and steps: inner steps, `inner_steps` by default.
+            x_spt, y_spt, x_qry, y_qry: as for `meta_loss`.
+            steps: inner steps; `inner_steps` by default.
 
         Returns:
             (accuracies, losses), float64 arrays (T, steps + 1): column k is after k inner steps.

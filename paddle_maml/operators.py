@@ -8,12 +8,17 @@ create_graph=True)` followed by another `paddle.grad` gives the exact second der
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel (windows.py);
 what is one number per task and channel is (T, 1, C).
 
-Why the arithmetic is as it is (CPU, one thread, 14,700 rows of 64 float32):
-    gather of nine rows a pixel 1.4 ms and product with (576, 64) 6 ms, where conv2d takes 9 ms forward and 21 backward;
-    in blocks of a few thousand rows the gathered windows stay in the cache;
-    a sum over rows is a product with ones, 0.13 ms, where sum(axis) takes 5 ms;
-    a choice is a product with a 0/1 mask, 0.4 ms, where paddle.where takes 3.4 ms;
-    a factor for each channel is repeated for every row first, 0.15 + 0.4 ms, where the broadcast of (T, 1, C) takes 2.5 ms.
+Why the arithmetic is as it is (CPU, one thread, 14,700 rows of 64 float32, Paddle 3.3; milliseconds):
+
+    what is done                                      time        instead of                          time
+    conv: gather nine rows a pixel, product           1.4 + 6     conv2d                              9
+    its weight gradient: input^T @ windows of d_out   7           windows of the input^T @ d_out      8 to 14
+    sum over rows: product with ones                  0.13        sum(axis)                           5
+    choice: product with a 0/1 mask                   0.4         paddle.where                        3.4
+    2x2 max: maximum, and masks in the backward       1.3 + 3.5   gradient of paddle.maximum          17
+    factor of a channel: repeated for the rows first  0.15 + 0.4  broadcast of (T, 1, C)              2.5
+    rows in another order: gather                     0.1         transpose of a 4-D tensor           1.6
+    adding tensors that fit the cache (1,000 rows)    0.01        the same share of 14,700 rows       0.03
 """
 import numpy as np
 import paddle
@@ -77,6 +82,8 @@ def _repeat(value, rows):
 
 
 class _SumRows(PyLayer):
+    """Stock: a sum over an axis that takes forty times as long."""
+
     @staticmethod
     def forward(ctx, rows):
         ctx.count = rows.shape[1]
@@ -142,6 +149,8 @@ def affine_rows(rows, scale, shift):
 
 
 class _Moments(PyLayer):
+    """Stock: F.batch_norm has a second derivative, but one that takes seconds."""
+
     @staticmethod
     def forward(ctx, *pieces):
         ctx.save_for_backward(*pieces)
@@ -256,6 +265,8 @@ def max_of_four(y00, y01, y10, y11):
 
 
 class _LargestProduct(PyLayer):
+    """Stock: the pooling has no second derivative."""
+
     @staticmethod
     def forward(ctx, weight, *pieces):
         ctx.save_for_backward(weight)
@@ -423,6 +434,9 @@ def _window_products(factors, blocks, count):
 
 
 class _Convolve(PyLayer):
+    """Stock: F.conv2d can be differentiated twice, but tasks side by side are groups of it, which cannot on a CPU if a group has
+    one channel, and which are slower."""
+
     @staticmethod
     def forward(ctx, rows, weight, plan, images):
         _save(ctx, rows, weight)
@@ -516,6 +530,8 @@ def window_rows(rows, plan, images):
 
 
 class _Softmax(PyLayer):
+    """Stock: F.softmax and F.cross_entropy have no second derivative."""
+
     @staticmethod
     def forward(ctx, logits):
         # The input is kept and not the result: a node that holds its own output is never freed.

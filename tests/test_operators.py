@@ -75,6 +75,15 @@ def test_sum_rows(float64):
     check_twice(operators.sum_rows, random_arrays([2, 5, 3]))
 
 
+def test_scale_rows(float64):
+    check_twice(operators.scale_rows, random_arrays([2, 5, 3], [2, 1, 3]))
+
+
+def test_append_zero_row(float64):
+    check_twice(operators.append_zero_row, random_arrays([2, 5, 3]))
+    assert not operators.append_zero_row(paddle.ones([2, 5, 3]))[:, -1].numpy().any()
+
+
 def test_affine_rows(float64):
     check_twice(operators.affine_rows, random_arrays([2, 5, 3], [2, 1, 3], [2, 1, 3]))
 
@@ -99,6 +108,27 @@ def test_max_of_four_sends_a_tie_to_the_first_corner_only(float64):
         received = [g.item() for g in paddle.grad((winner * winner).sum() / 2, corners)]
         first = next(corner for corner in range(4) if equal >> corner & 1)
         assert received == [1.0 if corner == first else 0.0 for corner in range(4)]
+
+
+@pytest.mark.parametrize("block_rows", [2, 5, 1000])
+@pytest.mark.parametrize("count", [1, 4])
+def test_largest_product(float64, monkeypatch, block_rows, count):
+    monkeypatch.setattr(operators, "CPU_PRODUCT_ROWS", block_rows)
+    pieces = [paddle.to_tensor(piece) for piece in random_arrays(*[[2, 7, 3]] * count, seed=4)]
+    weights = random_arrays([2, 3, 5])
+    check_twice(lambda weight: operators.largest_product(pieces, weight), weights)
+    products = np.stack([piece.numpy() @ weights[0] for piece in pieces])
+    result = operators.largest_product(pieces, paddle.to_tensor(weights[0])).numpy()
+    np.testing.assert_allclose(result, np.maximum(products.max(axis=0), 0), atol=1e-14)
+
+
+def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
+    """Four equal products: the gradient by the weight is that of one window, not of four."""
+    pieces = [paddle.to_tensor(np.full([1, 1, 2], 1.0)) for _ in range(4)]
+    [weight] = leaves([np.full([1, 2, 1], 3.0)])
+    output = operators.largest_product(pieces, weight)
+    [gradient] = paddle.grad((output * output).sum() / 2, [weight])
+    assert gradient.numpy().ravel().tolist() == [6.0, 6.0]
 
 
 @pytest.mark.parametrize("height, width, stride, pool", [(4, 6, 1, True), (5, 7, 1, True), (5, 4, 1, False), (5, 6, 2, False)])

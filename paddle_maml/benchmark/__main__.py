@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 
-from ..cli import _run
+from ..cli import run_command
 from ..device import cores, select_device
 from ..errors import UserError
 from ..settings import CommandLine, settings_from_dict
@@ -21,7 +21,7 @@ _FLAGS = {"meta_batch": "--tasks", "inner_steps": "--steps"}
 
 def main(arguments=None):
     """Run the benchmark; arguments and exit status as `cli.main_train`."""
-    return _run(_benchmark, sys.argv[1:] if arguments is None else arguments)
+    return run_command(_benchmark, sys.argv[1:] if arguments is None else arguments)
 
 
 def _benchmark(arguments):

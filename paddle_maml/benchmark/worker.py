@@ -15,6 +15,7 @@ import time
 
 from ..device import prepare
 from ..errors import UserError
+from ..parallel import CPU_ENVIRONMENT
 from .contestants import PYTORCH
 
 RUN, MEMORY, LOSSES = "run", "memory", "losses"
@@ -119,7 +120,7 @@ def _environment(contestant, rank, port):
                          PADDLE_CURRENT_ENDPOINT=endpoints[rank], PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_DISTRI_BACKEND="gloo",
                          RANK=str(rank), WORLD_SIZE=str(contestant.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
         if contestant.tuned_allocator:
-            variables["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"  # as parallel.run_processes
+            variables["GLIBC_TUNABLES"] = CPU_ENVIRONMENT["GLIBC_TUNABLES"]  # as run_processes does for users
     before = dict(os.environ)
     os.environ.update(variables)
     try:
