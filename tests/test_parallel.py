@@ -1,6 +1,7 @@
 """Runs of several processes: the same result, whatever their number, and an end when one of them ends."""
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -66,20 +67,31 @@ def test_a_checkpoint_of_one_number_of_processes_resumes_under_another(alone, tm
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-5, err_msg=name)
 
 
-def launch(folder, *more, **changes):
-    arguments = options(output=str(folder), **{**RUN, **changes})
+def launch(folder, *more):
+    arguments = options(output=str(folder), **RUN)
     position = arguments.index("--processes")
     del arguments[position:position + 2]
-    command = [sys.executable, "-m", "paddle.distributed.launch", *more, "--backend", "gloo", "--log_dir", str(folder) + "-logs",
-               os.path.join(ROOT, "train.py"), *arguments]
+    command = [sys.executable, "-m", "paddle.distributed.launch", *more, os.path.join(ROOT, "train.py"), *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def test_paddles_launcher(alone, tmp_path):
-    process = launch(tmp_path / "run", "--nproc_per_node", "2")
+    process = launch(tmp_path / "run", "--nproc_per_node", "2", "--backend", "gloo", "--log_dir", str(tmp_path / "logs"))
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
+    assert_same_run(tmp_path / "run", alone)
+
+
+def test_two_launchers_as_on_two_machines(alone, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        master = f"127.0.0.1:{free.getsockname()[1]}"
+    machines = [launch(tmp_path / "run", "--nnodes", "2", "--master", master, "--rank", str(rank), "--nproc_per_node", "1",
+                       "--log_dir", str(tmp_path / f"logs{rank}")) for rank in (0, 1)]
+    for machine in machines:
+        output, _ = machine.communicate(timeout=120)
+        assert machine.returncode == 0, output
     assert_same_run(tmp_path / "run", alone)
 
 
