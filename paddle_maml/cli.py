@@ -1,14 +1,13 @@
 """The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import sys
 import time
 
 from .background import Interrupted
-from .device import cores, prepare, select_device
+from .device import cores, gpu_count, prepare, select_device
 from .errors import UserError
 from .parallel import launched, run_processes, started_rank
 from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
@@ -66,6 +65,10 @@ _MACHINE = {
     errno.EPERM: "Permission is missing{place}: choose another folder or change its permissions.",
     errno.ENOTDIR: "A part of the path is not a folder{place}: choose another one.",
     errno.ENAMETOOLONG: "The path is too long{place}: choose another one.",
+    errno.EISDIR: "There is a folder where a file is to be written{place}: choose another name.",
+    errno.EEXIST: "There is something in the way{place}: choose another name.",
+    errno.ENOENT: "There is no such file or folder{place}.",
+    errno.ELOOP: "The path has too many links{place}: choose another one.",
     errno.EIO: "The disk reports an error{place}.",
 }
 
@@ -87,20 +90,23 @@ def _train(arguments):
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if stored:
-        # What is not given anew is taken from the run, wherever its folder is now.
-        settings = settings_from_dict({**stored.as_dict(), **given, "output": settings.run_folder})
+        # What is not given anew is taken from the run, wherever its folder is now; but not what depends on the machine.
+        here = {name: getattr(Settings, name) for name in ("device", "processes", "chunk")}
+        settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
     if launched():
         if settings.processes not in (None, 1):
             raise UserError(f"processes is {settings.processes}, but the launcher has started the processes already; leave it out.")
         return _train_one(settings)
-    device = select_device(settings.device)
+    device = select_device(settings.device, announce=lambda line: None)
     processes = settings.processes or (cores() if device == "cpu" else 1)
     if processes == 1:
-        return _train_one(dataclasses.replace(settings, device=device))
+        return _train_one(settings)
+    if device != "cpu" and (settings.device != "auto" or processes > gpu_count()):
+        raise UserError(f"processes is {processes} with device {settings.device}, but each process takes a GPU of its own and {gpu_count()} "
+                        "can be seen: use --device auto and as many processes at most.")
     # What can be refused is refused here, once, and the images are cached before all processes want them.
     training.refuse_other_run(settings)
     assembly.load_images(settings)
-    settings = dataclasses.replace(settings, device="cpu" if device == "cpu" else "auto")
     return run_processes(train_member, (settings,), processes, device)
 
 
@@ -132,6 +138,8 @@ def _evaluate(arguments):
     path, part, json_path = given.pop("weights"), given.pop("part"), given.pop("json")
     if json_path and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
         raise UserError(f"--json is {json_path}, but its folder does not exist.")
+    if json_path and os.path.isdir(json_path):
+        raise UserError(f"--json is {json_path}, which is a folder; name a file.")
 
     from . import assembly, checkpoint
     from .evaluation import evaluate

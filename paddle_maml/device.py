@@ -45,6 +45,13 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def gpu_count():
+    """The GPUs that Paddle sees."""
+    import paddle
+
+    return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
+
+
 def select_device(name="auto", announce=print):
     """Choose the device for all that follows.
 

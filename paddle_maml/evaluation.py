@@ -12,6 +12,10 @@ from .parallel import Ranks
 NOTE = "transductive: batch norm uses the statistics of each episode's whole query set, as in the published protocols"
 
 
+class Diverged(UserError):
+    """The adaptation to an episode went beyond all bounds."""
+
+
 def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
@@ -28,7 +32,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals are half-widths,
         1.96 standard errors of the mean over episodes.
     Raises:
-        UserError: the adaptation diverges.
+        Diverged: the loss of an episode is not a finite number.
     """
     steps = learner.inner_steps if steps is None else steps
     accuracies, losses = np.zeros((2, episodes, steps + 1))
@@ -41,7 +45,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
             between()
     accuracies, losses = ranks.sum_array(np.stack([accuracies, losses]))
     if not np.isfinite(losses).all():
-        raise UserError(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
+        raise Diverged(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
     means = accuracies.mean(axis=0)
     intervals = 1.96 * accuracies.std(axis=0, ddof=1) / math.sqrt(episodes)
     return {

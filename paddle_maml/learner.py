@@ -75,7 +75,10 @@ class MetaLearner(nn.Layer):
                 2019); by default the loss after step K alone.
 
         Returns:
-            loss and accuracy after step K (a fraction), both 0-d tensors.
+            The loss, of step K or the weighted sum of `step_weights`, and the accuracy after step K (a fraction), 0-d tensors.
+
+        Raises:
+            ValueError: arrays that do not belong together, a label outside the classes, or a wrong number of weights.
         """
         order = self.order if order is None else order
         if step_weights is None:
@@ -188,8 +191,9 @@ class MetaLearner(nn.Layer):
 
     def _gradient(self, theta, support, create_graph=False):
         """Gradient of each task's loss by its own parameters (the sum over tasks keeps them apart)."""
-        loss, _ = self._loss(theta, support)
-        return paddle.grad(loss.sum(), theta, create_graph=create_graph)
+        with paddle.enable_grad():
+            loss, _ = self._loss(theta, support)
+            return paddle.grad(loss.sum(), theta, create_graph=create_graph)
 
     def _rates(self, step):
         """The inner rates of a step, one for each packed tensor; past the last learned step, that step's."""
@@ -211,10 +215,11 @@ class MetaLearner(nn.Layer):
         losses, hits, gradients = [], [], []
         for part, query in queries:
             own = _leaves([p[part] for p in theta])
-            loss, logits = self._loss(own, query)
+            with paddle.enable_grad():
+                loss, logits = self._loss(own, query)
+                gradients.append(paddle.grad(loss.sum(), own))
             losses.append(loss.sum().detach())
-            hits.append(_hits(logits, query).sum())
-            gradients.append(paddle.grad(loss.sum(), own))
+            hits.append(_hits(logits.detach(), query).sum())
         return sum(losses), sum(hits), [paddle.concat(parts) for parts in zip(*gradients)]
 
     def _chunk_gradients(self, x_spt, y_spt, x_qry, y_qry, order, step_weights):
@@ -268,10 +273,14 @@ class MetaLearner(nn.Layer):
         dtype = self.net.linear.weight.dtype
         tensors = []
         for images, labels in zip(arrays[::2], arrays[1::2]):
-            images, labels = paddle.to_tensor(images).astype(dtype), paddle.to_tensor(labels).astype("int64")
-            if images.shape[:-3] != labels.shape:
+            images, labels = (array if isinstance(array, paddle.Tensor) else paddle.to_tensor(array) for array in (images, labels))
+            if list(images.shape[:-3]) != list(labels.shape) or 0 in labels.shape:
                 raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together")
-            tensors += [images, labels]
+            if int(labels.min()) < 0 or int(labels.max()) >= self.net.n_way:
+                raise ValueError(f"labels must be 0 to {self.net.n_way - 1}, not {int(labels.min())} to {int(labels.max())}")
+            tensors += [images.astype(dtype), labels.astype("int64")]
+        if len({tensor.ndim for tensor in tensors[::2]}) > 1 or len({tensor.shape[0] for tensor in tensors if tensors[0].ndim == 5}) > 1:
+            raise ValueError(f"support images {tuple(tensors[0].shape)} and query images {tuple(tensors[2].shape)} are not of the same tasks")
         return tensors
 
     def _chunks(self, batch):
@@ -284,13 +293,15 @@ class _WithGradients(PyLayer):
 
     @staticmethod
     def forward(ctx, loss, *gradients_and_parameters):
-        ctx.gradients = gradients_and_parameters[:len(gradients_and_parameters) // 2]
+        count = len(gradients_and_parameters) // 2
+        ctx.gradients = gradients_and_parameters[:count]
+        ctx.frozen = [parameter.stop_gradient for parameter in gradients_and_parameters[count:]]
         return loss.clone()
 
     @staticmethod
     def backward(ctx, grad):
         constants = (None,) * (1 + len(ctx.gradients))
-        return constants + tuple(gradient * grad for gradient in ctx.gradients)
+        return constants + tuple(None if frozen else gradient * grad for gradient, frozen in zip(ctx.gradients, ctx.frozen))
 
 
 def _leaves(tensors):

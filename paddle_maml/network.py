@@ -82,7 +82,7 @@ class MAML(nn.Layer):
         """Scores of the classes.
 
         Args:
-            x: images (N, C, H, W), or (T, N, C, H, W) for T tasks.
+            x: images (N, C, H, W), or (T, N, C, H, W) for T tasks. They count as constants: no gradient reaches them.
             params: tensors shaped and ordered as `parameters()`, with a leading T where x has one; the layer's own if None.
 
         Returns:

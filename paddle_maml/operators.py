@@ -174,9 +174,8 @@ class _MomentsGradient(PyLayer):
         mean = sum(_column_sums(piece) for piece in pieces) / count
         ctx.save_for_backward(grad_variance, *pieces)
         ctx.mean, ctx.count = mean, count
-        scale = grad_variance * (2.0 / count)
-        shift = grad_mean / count - mean * scale
-        return tuple((piece * _repeat(scale, piece)).add_(_repeat(shift, piece)) for piece in pieces)
+        scale, shift = grad_variance * (2.0 / count), grad_mean / count
+        return tuple((piece - _repeat(mean, piece)).multiply_(_repeat(scale, piece)).add_(_repeat(shift, piece)) for piece in pieces)
 
     @staticmethod
     def backward(ctx, *grads):
@@ -366,7 +365,6 @@ class WindowRows:
             self._kept[key] = [_blocks(rows, together, limit) for rows in pieces]
         return self._kept[key]
 
-
     def by_tap(self, tasks, channels):
         """The numbers of the rows of a (tasks, channels, 9, D) tensor in the order (tasks, 9, channels)."""
         key = tasks, channels, str(paddle.get_device())
@@ -472,7 +470,8 @@ class _ConvolveGradient(PyLayer):
 
     @staticmethod
     def backward(ctx, rows_grad, weight_grad):
-        # Linear in the pieces, where the transpose is the convolution; and linear in weight and rows, crosswise.
+        # Linear in the pieces, where the transpose is the convolution; and linear in weight and rows, crosswise. The padding row of
+        # rows_grad is zero like that of rows, because what makes rows drops that row's gradient or never reads it.
         rows, weight, *pieces = ctx.saved_tensor()
         by_rows, by_weight = _convolve_gradient(rows_grad, weight_grad, *ctx.geometry, pieces)
         return (by_rows, by_weight) + _convolve([(rows_grad, weight), (rows, weight_grad)], *ctx.geometry)

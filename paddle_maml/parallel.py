@@ -9,9 +9,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import logging
+import multiprocessing.connection
 import os
 import signal
 import sys
+import time
+import traceback
 import warnings
 
 import numpy as np
@@ -24,8 +27,8 @@ CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABL
 
 
 def launched():
-    """Whether Paddle's launcher or `run_processes` started this process as one of several."""
-    return int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) > 1
+    """Whether Paddle's launcher or `run_processes` started this process."""
+    return "PADDLE_TRAINER_ID" in os.environ
 
 
 def started_rank():
@@ -47,7 +50,7 @@ class Ranks:
     @classmethod
     def join(cls):
         """Join the group that this process was started in. Call it once, after the device is chosen."""
-        if not launched():
+        if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) < 2:
             return cls()
         import paddle
         import paddle.distributed as dist
@@ -103,6 +106,12 @@ class Ranks:
         """Whether the flag is set on any rank; all ranks must ask, and all get the same answer."""
         return bool(self.sum_array(np.array([float(flag)])).any())
 
+    def agree(self, number):
+        """Whether a number is the same on all ranks."""
+        numbers = np.zeros(self.size)
+        numbers[self.rank] = number
+        return bool((self.sum_array(numbers) == number).all())
+
 
 @contextlib.contextmanager
 def _silence():
@@ -134,50 +143,84 @@ def _add_up(tensor):
 def run_processes(function, arguments, count, device):
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this machine.
 
-    The first SIGINT or SIGTERM is passed on to all of them; when this process dies, they die.
+    SIGINT and SIGTERM are passed on to all of them; when this process dies, they die; when one of them fails, the others are
+    stopped.
 
     Args:
         function: an importable function; its arguments can be pickled.
-        device: "cpu", for gloo and one thread a process, or "gpu:N", for NCCL and one card a process from card 0 on.
+        device: "cpu", for gloo and one thread a process, or "gpu:N", for NCCL and one of the visible cards a process.
     Returns:
-        The exit status: 0, or that of the first process that failed; the others are stopped then.
+        The exit status: 0, or that of the first process that failed.
     Raises:
         UserError: a process was killed.
+        KeyboardInterrupt: a signal came before the processes could take it.
     """
     import paddle.distributed as dist
 
-    if device == "cpu":
-        environment = dict(CPU_ENVIRONMENT)
-        options = {"backend": "gloo"}
-    else:
-        environment = {}
-        options = {"backend": "nccl", "gpus": ",".join(map(str, range(count)))}
     # The processes import Paddle before any line of ours runs in them.
-    environment["PYTHONWARNINGS"] = "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"
+    environment = {"PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"}
+    if device == "cpu":
+        environment.update(CPU_ENVIRONMENT)
     for name, value in environment.items():
         os.environ.setdefault(name, value)
     warnings.filterwarnings("ignore", message="Your model will be trained under CPUONLY mode")
     logging.getLogger("root").setLevel(logging.WARNING)  # Paddle's: "find free ports"
-    group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False, **options)
+
+    processes, signals = [], []
 
     def pass_on(number, frame):
-        for process in group.processes:
-            if process.is_alive():
-                os.kill(process.pid, signal.SIGTERM)
+        signals.append(number)
+        _signal(processes, signal.SIGTERM)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        while not group.join(timeout=1):
-            pass
-    except Exception as error:
-        statuses = [process.exitcode for process in group.processes if process.exitcode]
-        if not any(status > 0 for status in statuses):
-            raise UserError(f"A process of the run was killed ({error}) The last checkpoint is good: continue with --resume.") from None
-        return next(status for status in statuses if status > 0)
+        group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
+                           backend="gloo" if device == "cpu" else "nccl")
+        processes += group.processes
+        if signals:
+            _signal(processes, signal.SIGTERM)
+        failed = _first_failure(processes)
     finally:
+        _end(processes)
         for number, handler in previous.items():
             signal.signal(number, handler)
-    return 0
+    if failed is None:
+        return 0
+    if failed < 0 and signals:
+        raise KeyboardInterrupt
+    if failed < 0:
+        name = signal.Signals(-failed).name
+        raise UserError(f"A process of the run was killed ({name}); the last checkpoint is good: continue with --resume.")
+    return failed
+
+
+def _signal(processes, number):
+    for process in processes:
+        if process.is_alive():
+            os.kill(process.pid, number)
+
+
+def _first_failure(processes):
+    """Wait for the processes; the exit status of the first that ends with another than 0, or None."""
+    waiting = {process.sentinel: process for process in processes}
+    while waiting:
+        for sentinel in multiprocessing.connection.wait(list(waiting), timeout=1):
+            process = waiting.pop(sentinel)
+            process.join()
+            if process.exitcode:
+                return process.exitcode
+    return None
+
+
+def _end(processes, patience=10.0):
+    """End what is still alive: politely, and after some seconds by force, because native code may not listen."""
+    _signal(processes, signal.SIGTERM)
+    deadline = time.monotonic() + patience
+    for process in processes:
+        process.join(max(0.0, deadline - time.monotonic()))
+        if process.is_alive():
+            process.kill()
+            process.join()
 
 
 def _member(function, arguments, parent):
@@ -190,4 +233,10 @@ def _member(function, arguments, parent):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
-    sys.exit(function(*arguments))
+    try:
+        status = function(*arguments)
+    except Exception:
+        # Paddle would keep it for the parent's exception, which is not raised here.
+        traceback.print_exc()
+        status = 1
+    sys.exit(status)

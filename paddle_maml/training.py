@@ -15,7 +15,7 @@ from .background import Ahead, Interrupted, StopRequest
 from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
-from .evaluation import evaluate
+from .evaluation import Diverged, evaluate
 from .parallel import Ranks, started_rank
 from .reporting import METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, write_json
 from .settings import Settings, flag
@@ -115,6 +115,9 @@ class _Run:
             self._restore(newest)
         else:
             self.best = self._weights()
+        if not (ranks.agree(self.state.iteration) and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))):
+            raise UserError(f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
+                            "them see.")
         self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl) if ranks.leads else Silence()
         self.progress = Progress(settings.iterations, self.state.iteration) if ranks.leads else Silence()
         if newest:
@@ -219,8 +222,11 @@ class _Run:
 
     def _validate(self):
         state, settings = self.state, self.settings
-        result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked,
-                          ranks=self.ranks)
+        try:
+            result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked,
+                              ranks=self.ranks)
+        except Diverged:
+            raise self._diverged("the loss of the validation is not a finite number") from None
         state.validated = state.iteration
         if result["accuracy"] > state.best_accuracy:
             state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, result["accuracy"], result["interval"]
