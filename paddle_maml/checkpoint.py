@@ -215,7 +215,7 @@ def _read_competition(path):
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise UserError(f"{path} is refused, because it unpacks to more than {MAX_BYTES} bytes.")
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
             return [arrays[name] for name in sorted(arrays.files)]
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or holds no arrays ({type(error).__name__}: {error}).") from error

@@ -46,7 +46,7 @@ def run_command(command, argument):
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
-        return _fail("There is not enough memory; lower --chunk or --meta-batch.")
+        return _fail("There is not enough memory for these settings; lower --chunk, or what makes the network or an episode large.")
     except Interrupted as stop:
         if not started_rank():
             print(stop, file=sys.stderr)

@@ -276,7 +276,8 @@ def _read_drawing(where, read):
 def _read_cache(file, key):
     """The images, or None if the file is absent, unreadable, damaged or made from something else."""
     try:
-        with np.load(file, allow_pickle=False) as cache:
+        # The file is opened here, because NumPy does not close one that turns out to be no archive.
+        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as cache:
             return cache["images"] if cache["key"].item() == key else None
     except (*_DAMAGE, KeyError):
         return None

@@ -12,8 +12,15 @@ import math
 from .errors import UserError
 
 
-def _at_least(low):
-    return lambda value: None if value >= low else f"must be at least {low}"
+def _within(low, high):
+    """A range of whole numbers. The upper ends are far above all use and below what would fill a machine's memory unseen."""
+
+    def check(value):
+        if value < low:
+            return f"must be at least {low}"
+        return None if value <= high else f"must be at most {high}"
+
+    return check
 
 
 def _positive(value):
@@ -55,37 +62,37 @@ class Settings:
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
     rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
 
-    n_way: int = _setting(5, "classes in an episode", "classes", _at_least(2))
-    k_shot: int = _setting(1, "support images of each class", "images per class", _at_least(1))
-    k_query: int = _setting(15, "query images of each class in training", "images per class", _at_least(1))
+    n_way: int = _setting(5, "classes in an episode", "classes", _within(2, 10000))
+    k_shot: int = _setting(1, "support images of each class", "images per class", _within(1, 1000))
+    k_query: int = _setting(15, "query images of each class in training", "images per class", _within(1, 1000))
 
     architecture: str = _setting("pool", "pool: max-pooling after each block; stride: Finn's stride-2 convolutions", check=_one_of("pool", "stride"))
-    width: int = _setting(64, "channels of each convolution", "channels", _at_least(1))
-    image_size: int = _setting(28, "height and width of the network's input", "pixels", _at_least(16))
+    width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
+    image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
 
     order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
-    inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _at_least(1))
+    inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
-    test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _at_least(0), kind=int)
+    test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int)
 
-    meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _at_least(1))
-    iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _at_least(1), may_change=True)
+    meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))
+    iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _within(1, 10**9), may_change=True)
     meta_lr: float = _setting(0.001, "learning rate of Adam, the meta-optimizer", check=_positive)
     meta_lr_schedule: str = _setting("constant", "course of meta_lr; cosine falls to 0 at the end", check=_one_of("constant", "cosine"))
 
-    val_every: int = _setting(1000, "distance between validations; the best validated weights are kept", "meta-iterations", _at_least(1))
-    val_episodes: int = _setting(200, "episodes of a validation, always the same ones", "episodes", _at_least(2))
-    test_episodes: int = _setting(1000, "episodes of the test at the end", "episodes", _at_least(2), may_change=True)
-    test_k_query: int = _setting(15, "query images of each class in validation and test", "images per class", _at_least(1))
+    val_every: int = _setting(1000, "distance between validations; the best validated weights are kept", "meta-iterations", _within(1, 10**9))
+    val_episodes: int = _setting(200, "episodes of a validation, always the same ones", "episodes", _within(2, 10**6))
+    test_episodes: int = _setting(1000, "episodes of the test at the end", "episodes", _within(2, 10**6), may_change=True)
+    test_k_query: int = _setting(15, "query images of each class in validation and test", "images per class", _within(1, 1000))
 
-    seed: int = _setting(0, "decides initial weights and episodes", check=_at_least(0))
+    seed: int = _setting(0, "decides initial weights and episodes", check=_within(0, 2**64 - 1))
     device: str = _setting("auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True)
-    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU", "processes", _at_least(1), kind=int, may_change=True)
-    chunk: int = _setting(None, "tasks computed side by side; default: what suits the device", "tasks", _at_least(1), kind=int, may_change=True)
+    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU", "processes", _within(1, 256), kind=int, may_change=True)
+    chunk: int = _setting(None, "tasks computed side by side; default: what suits the device", "tasks", _within(1, 4096), kind=int, may_change=True)
 
     output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True)
-    checkpoint_every: int = _setting(100, "distance between checkpoints", "meta-iterations", _at_least(1), may_change=True)
-    log_every: int = _setting(10, "distance between rows of metrics.csv", "meta-iterations", _at_least(1))
+    checkpoint_every: int = _setting(100, "distance between checkpoints", "meta-iterations", _within(1, 10**9), may_change=True)
+    log_every: int = _setting(10, "distance between rows of metrics.csv", "meta-iterations", _within(1, 10**9))
     visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 

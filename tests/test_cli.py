@@ -73,7 +73,7 @@ def test_resume_takes_the_other_settings_from_the_run(tmp_path, capfd):
     assert "Continuing" in capfd.readouterr().out
     with open(os.path.join(moved, "report.json")) as file:
         settings = json.load(file)["settings"]
-    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1}
+    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1, "device": "auto", "processes": None}
 
 
 @pytest.mark.parametrize("arguments, part", [
