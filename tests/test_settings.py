@@ -80,3 +80,9 @@ def test_help_explains_every_setting():
         assert flag(field.name) in text
         assert field.metadata["help"][:30] in text
     assert "SUPPRESS" not in text
+
+
+@pytest.mark.parametrize("name, value", [("meta_batch", 10**9), ("width", 10**8), ("processes", 10**6), ("seed", 2**64), ("inner_steps", 10**11)])
+def test_sizes_that_would_fill_the_memory_are_refused(name, value):
+    with pytest.raises(UserError, match=f"{name} is {value}, but must be at most"):
+        settings_from_preset("quickstart", **{name: value})
