@@ -72,11 +72,15 @@ def test_learned_rates_and_multi_step_loss_against_differences(float64, order):
     episodes, step_weights = reference.make_episodes(), [0.1, 0.2, 0.3, 0.4]
     loss, _ = learner.meta_loss(*episodes, step_weights=step_weights)
     loss.backward()
-    random = np.random.RandomState(3)
+    random = np.random.RandomState(1)
 
-    def slope(parameters):
+    def slope(parameters, rows=slice(None)):
         """Central difference of the loss along a random direction, and the same from the gradient."""
         directions = [random.standard_normal(p.shape) * 1e-7 for p in parameters]
+        for direction in directions:
+            kept = direction[rows].copy()
+            direction[...] = 0
+            direction[rows] = kept
         values = [p.numpy().copy() for p in parameters]
         losses = []
         for sign in (1, -1):
@@ -87,16 +91,13 @@ def test_learned_rates_and_multi_step_loss_against_differences(float64, order):
             p.set_value(v)
         return (losses[0] - losses[1]) / 2, sum((p.grad.numpy() * d).sum() for p, d in zip(parameters, directions))
 
-    expected, got = slope([learner.inner_rates])
+    # First order leaves out what earlier steps do to later gradients, so only the last step's rates are exact.
+    expected, got = slope([learner.inner_rates], slice(None) if order == 2 else slice(-1, None))
     assert abs(expected) > 1e-10
     if order == 2:
         assert got == pytest.approx(expected, rel=1e-4)
         expected, got = slope(learner.net.parameters())
-        assert got == pytest.approx(expected, rel=1e-4)
-    else:
-        # First order leaves out what earlier steps do to later gradients, so only the last step's rates are exact.
-        last = learner.inner_rates.grad.numpy()[-1]
-        assert np.isfinite(last).all() and last.any()
+    assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_learned_rates_that_stay_equal_change_nothing(float64):

@@ -132,7 +132,11 @@ def test_a_folder_with_another_run_is_refused(finished):
     before = final_weights(folder)
     with pytest.raises(UserError, match="holds a run already"):
         training.train(tiny(folder))
-    assert before.keys() == final_weights(folder).keys()
+    after = final_weights(folder)
+    assert before.keys() == after.keys()
+    for file in before:
+        for name in before[file]:
+            np.testing.assert_array_equal(before[file][name], after[file][name])
 
 
 @pytest.mark.parametrize("change", [{"n_way": 4}, {"seed": 1}, {"inner_lr": 0.3}, {"width": 5}, {"order": 1}])
