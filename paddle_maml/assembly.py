@@ -35,7 +35,8 @@ def make_learner(settings, images):
     """A learner with fresh weights, drawn from Paddle's random state, for images of the given `ImageSet`."""
     net = MAML(n_way=settings.n_way, in_channels=images.images[0].shape[1], width=settings.width, image_size=settings.image_size,
                architecture=settings.architecture)
-    return MetaLearner(net, inner_steps=settings.inner_steps, inner_lr=settings.inner_lr, order=settings.order, chunk=settings.chunk)
+    return MetaLearner(net, inner_steps=settings.inner_steps, inner_lr=settings.inner_lr, order=settings.order, chunk=settings.chunk,
+                       learn_inner_lr=settings.learn_inner_lr, adapted=settings.adapted)
 
 
 def evaluation_episodes(settings, images):

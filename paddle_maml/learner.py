@@ -33,13 +33,15 @@ class MetaLearner(nn.Layer):
         chunk: tasks computed side by side; by default 8 on a CPU (of the query sets 2) and 32 on a GPU. It changes time and memory only.
         learn_inner_lr: learn one inner rate for every parameter tensor and step, all starting at `inner_lr` (Antoniou et al.
             2019, "LSLR"; Li et al. 2017 learn one for each weight). They are in `inner_rates`, (K, tensors).
+        adapted: "all", or "head": the inner loop changes the linear layer alone (Raghu et al. 2020, ANIL); the meta-gradient still
+            reaches everything.
         optimizer: what calling the learner steps with; Adam with rate 0.001 unless given.
 
     Raises:
-        ValueError: inner_steps or chunk is below 1, inner_lr is negative or order is neither 1 nor 2.
+        ValueError: inner_steps or chunk is below 1, inner_lr is negative, or order or adapted is none of its values.
     """
 
-    def __init__(self, net, inner_steps=5, inner_lr=0.1, order=2, chunk=None, learn_inner_lr=False, optimizer=None):
+    def __init__(self, net, inner_steps=5, inner_lr=0.1, order=2, chunk=None, learn_inner_lr=False, adapted="all", optimizer=None):
         super().__init__()
         if inner_steps < 1:
             raise ValueError(f"inner_steps must be at least 1, not {inner_steps}")
@@ -47,10 +49,13 @@ class MetaLearner(nn.Layer):
             raise ValueError(f"inner_lr must not be negative, not {inner_lr}")
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, not {order}")
+        if adapted not in ("all", "head"):
+            raise ValueError(f"adapted must be 'all' or 'head', not {adapted!r}")
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
         self.net = net
         self.inner_steps, self.inner_lr, self.order = inner_steps, inner_lr, order
+        self._adapts = [adapted == "all" or name.startswith("linear.") for name in net.packed_names]
         on_cpu = paddle.get_device() == "cpu"
         self.chunk = chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK)
         self._query_chunk = min(self.chunk, CPU_QUERY_CHUNK if on_cpu else GPU_QUERY_CHUNK)
@@ -198,8 +203,10 @@ class MetaLearner(nn.Layer):
     def _rates(self, step):
         """The inner rates of a step, one for each packed tensor; past the last learned step, that step's."""
         if self.inner_rates is None:
-            return [self.inner_lr] * len(self.net.packed_names)
-        return self.inner_rates[min(step, self.inner_steps - 1)].tolist()
+            rates = [self.inner_lr] * len(self._adapts)
+        else:
+            rates = self.inner_rates[min(step, self.inner_steps - 1)].tolist()
+        return [rate if adapts else 0.0 for rate, adapts in zip(rates, self._adapts)]
 
     def _trajectory(self, support, theta, steps=None):
         """Yield theta_0 .. theta_steps: the only inner loop there is."""
@@ -237,7 +244,8 @@ class MetaLearner(nn.Layer):
                 product = paddle.grad(gradient, theta, [rate * v for rate, v in zip(self._rates(step), vector)])
                 backward = [v - p for v, p in zip(vector, product)]
             if self.inner_rates is not None:
-                rate_gradients.insert(0, -paddle.stack([(v * g.detach()).sum() for v, g in zip(vector, gradient)]))
+                rate_gradients.insert(0, -paddle.stack([(v * g.detach()).sum() * adapts
+                                                        for v, g, adapts in zip(vector, gradient, self._adapts)]))
             vector = backward
             if step_weights[step]:
                 step_loss, _, gradient = self._query_gradient(theta, queries)

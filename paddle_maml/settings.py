@@ -73,6 +73,10 @@ class Settings:
     order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
     inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
+    learn_inner_lr: bool = _setting(False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)")
+    adapted: str = _setting("all", "parameters that the inner loop changes; head: the linear layer alone (ANIL)", check=_one_of("all", "head"))
+    first_order_iterations: int = _setting(0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)", "meta-iterations", _within(0, 10**9))
+    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less (MAML++'s multi-step loss)", "meta-iterations", _within(0, 10**9))
     test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int)
 
     meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))

@@ -21,7 +21,7 @@ from .reporting import METRICS, REPORT, Metrics, Progress, Silence, evaluation_t
 from .settings import Settings, flag
 
 
-def meta_gradient(learner, batch, share=1.0, ranks=Ranks()):
+def meta_gradient(learner, batch, share=1.0, ranks=Ranks(), **options):
     """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
 
     Args:
@@ -29,15 +29,26 @@ def meta_gradient(learner, batch, share=1.0, ranks=Ranks()):
         batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks, this rank's; None if it has none.
         share: this rank's part of the tasks of the meta-batch, a fraction.
         ranks: the group of processes that the tasks are divided over.
+        options: `order` and `step_weights` of `MetaLearner.meta_loss`.
     Returns:
         (loss, accuracy): means over the query sets of the whole meta-batch, floats.
     """
     numbers = [0.0, 0.0]
     if batch is not None:
-        loss, accuracy = learner.meta_loss(*batch)
+        loss, accuracy = learner.meta_loss(*batch, **options)
         (loss * share).backward()
         numbers = [float(loss) * share, float(accuracy) * share]
     return ranks.sum_gradients(learner.parameters(), numbers)
+
+
+def multi_step_weights(iteration, period, inner_steps):
+    """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
+
+    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period` meta-iterations: the annealing of
+    Antoniou et al. 2019, "How to train your MAML", section 4, without its lower bound on the earlier weights.
+    """
+    earlier = max(0.0, 1 - iteration / period) / inner_steps if period else 0.0
+    return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
 
 
 def train(settings):
@@ -201,7 +212,9 @@ class _Run:
         if self.settings.meta_lr_schedule == "cosine":
             # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got here.
             self.schedule.step(epoch=state.iteration)
-        loss, accuracy = meta_gradient(self.learner, *batch, self.ranks)
+        order = 1 if state.iteration < self.settings.first_order_iterations else self.settings.order
+        weights = multi_step_weights(state.iteration, self.settings.multi_step_iterations, self.settings.inner_steps)
+        loss, accuracy = meta_gradient(self.learner, *batch, self.ranks, order=order, step_weights=weights)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
         self.optimizer.step()

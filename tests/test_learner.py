@@ -109,6 +109,31 @@ def test_learned_rates_that_stay_equal_change_nothing(float64):
         np.testing.assert_array_equal(a.grad.numpy(), b.grad.numpy())
 
 
+@pytest.mark.parametrize("learn_inner_lr", [False, True])
+def test_the_head_alone_is_adapted_on_request(float64, learn_inner_lr):
+    """ANIL: the body stays, its meta-gradient does not vanish, and the loss falls along it."""
+    learner = small_learner(order=2, inner_steps=2, adapted="head", learn_inner_lr=learn_inner_lr)
+    episodes = reference.make_episodes()
+    adapted = learner.adapt(*episodes[:2])
+    for old, new in list(zip(learner.net.parameters(), adapted))[:-2]:
+        np.testing.assert_array_equal(new.numpy(), np.broadcast_to(old.numpy(), new.shape))
+    assert np.abs(adapted[-2].numpy() - learner.net.linear.weight.numpy()).max() > 1e-3
+    loss, _ = learner.meta_loss(*episodes)
+    loss.backward()
+    weight = learner.net.block2.conv_weight
+    gradient, step = weight.grad.numpy(), 1e-6
+    direction = gradient / np.linalg.norm(gradient)
+    old, losses = weight.numpy().copy(), []
+    for sign in (1, -1):
+        weight.set_value(old + sign * step * direction)
+        losses.append(learner.meta_loss(*episodes)[0].item())
+    assert np.linalg.norm(gradient) > 1e-4
+    assert (losses[0] - losses[1]) / (2 * step) == pytest.approx(np.linalg.norm(gradient), rel=1e-4)
+    if learn_inner_lr:
+        rates = learner.inner_rates.grad.numpy()
+        assert (rates[:, :-2] == 0).all() and (rates[:, -2:] != 0).all()
+
+
 def test_adapt_is_gradient_descent_on_the_support_loss(float64):
     learner = small_learner(inner_steps=2, inner_lr=0.3)
     x, y = (array[0] for array in reference.make_episodes()[:2])

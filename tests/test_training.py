@@ -14,6 +14,7 @@ import pytest
 from paddle_maml import assembly, checkpoint, training
 from paddle_maml.background import Ahead
 from paddle_maml.errors import UserError
+from paddle_maml.learner import MetaLearner
 from paddle_maml.plain_data import read_file
 from paddle_maml.reporting import Metrics, Progress, read_metrics
 from paddle_maml.settings import settings_from_preset
@@ -118,6 +119,35 @@ def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
 # ---- resume ----
 
 
+def test_multi_step_weights_begin_equal_and_end_on_the_last_step():
+    assert training.multi_step_weights(0, 10, 4) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    assert training.multi_step_weights(5, 10, 4) == pytest.approx([0, 0.125, 0.125, 0.125, 0.625])
+    for iteration, period in [(10, 10), (99, 10), (0, 0), (7, 0)]:
+        assert training.multi_step_weights(iteration, period, 4) == [0, 0, 0, 0, 1]
+
+
+def test_order_and_step_weights_are_functions_of_the_iteration(tmp_path, monkeypatch):
+    used = []
+    meta_loss = MetaLearner.meta_loss
+
+    def recording(learner, *batch, order, step_weights):
+        used.append((order, step_weights[1]))
+        return meta_loss(learner, *batch, order=order, step_weights=step_weights)
+
+    monkeypatch.setattr(MetaLearner, "meta_loss", recording)
+    training.train(tiny(tmp_path, order=2, first_order_iterations=4, multi_step_iterations=10, iterations=12))
+    assert [order for order, _ in used] == [1] * 4 + [2] * 8
+    assert [weight for _, weight in used] == pytest.approx([max(0, 1 - i / 10) / 2 for i in range(12)])
+
+
+def test_learned_rates_are_trained_kept_and_tested_with(tmp_path):
+    training.train(tiny(tmp_path, learn_inner_lr=True))
+    content = read_file(os.path.join(checkpoint.newest_checkpoint(str(tmp_path)), checkpoint.WEIGHTS))
+    rates = np.asarray(content["inner_rates"])
+    assert rates.shape == (TINY["inner_steps"], 14)
+    assert (rates != np.float32(tiny(tmp_path).inner_lr)).all()
+
+
 def test_a_longer_run_continues_a_finished_one(tmp_path):
     constant = {"meta_lr_schedule": "constant"}
     training.train(tiny(tmp_path / "whole", **constant))
@@ -160,11 +190,11 @@ def test_a_stop_request_is_continued_as_if_it_had_not_been(finished, tmp_path, m
     """SIGINT in meta-iteration `moment`: 5 is followed by a validation, which is interrupted and caught up later."""
     calls, original = [], training.meta_gradient
 
-    def interrupt(*arguments):
+    def interrupt(*arguments, **options):
         calls.append(1)
         if len(calls) == moment:
             os.kill(os.getpid(), signal.SIGINT)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(training, "meta_gradient", interrupt)
     with pytest.raises(training.Interrupted, match=f"meta-iteration {moment};.*--resume"):
@@ -180,9 +210,9 @@ def test_a_stop_request_is_continued_as_if_it_had_not_been(finished, tmp_path, m
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch, value):
     original, calls = training.meta_gradient, []
 
-    def diverge(*arguments):
+    def diverge(*arguments, **options):
         calls.append(1)
-        loss, accuracy = original(*arguments)
+        loss, accuracy = original(*arguments, **options)
         return (value if len(calls) == 6 else loss), accuracy
 
     monkeypatch.setattr(training, "meta_gradient", diverge)
@@ -196,9 +226,9 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
 def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
     original, calls = training.meta_gradient, []
 
-    def poison(learner, batch, share, ranks):
+    def poison(learner, *arguments, **options):
         calls.append(1)
-        result = original(learner, batch)
+        result = original(learner, *arguments, **options)
         if len(calls) == 4:
             learner.parameters()[0].grad.set_value(learner.parameters()[0].grad * float("nan"))
         return result
