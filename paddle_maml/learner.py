@@ -21,6 +21,10 @@ from . import operators
 CPU_CHUNK, CPU_QUERY_CHUNK = 8, 2
 GPU_CHUNK = GPU_QUERY_CHUNK = 32
 
+# Inner steps, the last ones, whose graph is kept from the way there for the way back; those of others are made again. More would
+# save time and let the memory grow with the steps.
+KEPT_GRAPHS = 2
+
 
 class MetaLearner(nn.Layer):
     """MAML over a network with explicit parameters.
@@ -208,13 +212,20 @@ class MetaLearner(nn.Layer):
             rates = self.inner_rates[min(step, self.inner_steps - 1)].tolist()
         return [rate if adapts else 0.0 for rate, adapts in zip(rates, self._adapts)]
 
-    def _trajectory(self, support, theta, steps=None):
-        """Yield theta_0 .. theta_steps: the only inner loop there is."""
-        theta = _leaves(theta)
+    def _trajectory(self, support, theta, steps=None, graphs=None):
+        """Yield theta_0 .. theta_steps: the only inner loop there is.
+
+        A dict `graphs` is given the gradients of the last steps, by step, so that they can be differentiated.
+        """
+        theta, steps = _leaves(theta), self.inner_steps if steps is None else steps
         yield theta
-        for step in range(self.inner_steps if steps is None else steps):
-            gradient = self._gradient(theta, support)
-            theta = _leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
+        for step in range(steps):
+            keep = graphs is not None and step >= steps - KEPT_GRAPHS
+            gradient = self._gradient(theta, support, create_graph=keep)
+            if keep:
+                graphs[step] = gradient
+            with paddle.no_grad():
+                theta = _leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
             yield theta
 
     def _query_gradient(self, theta, queries):
@@ -232,14 +243,17 @@ class MetaLearner(nn.Layer):
     def _chunk_gradients(self, x_spt, y_spt, x_qry, y_qry, order, step_weights):
         """Sums over the tasks of a chunk: loss, accuracy, then the meta-gradient of every packed tensor and of the rates."""
         support, queries = self._ready(x_spt, y_spt), self._queries(x_qry, y_qry)
-        thetas = list(self._trajectory(support, self._start(x_spt.shape[0])))
+        graphs = {} if order == 2 else None
+        thetas = list(self._trajectory(support, self._start(x_spt.shape[0]), graphs=graphs))
         loss, hits, vector = self._query_gradient(thetas[-1], queries)
         loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
         rate_gradients = []
         for step in reversed(range(self.inner_steps)):
             theta, backward = thetas[step], vector
-            if order == 2 or self.inner_rates is not None:
-                gradient = self._gradient(theta, support, create_graph=order == 2)
+            if order == 2:
+                gradient = graphs.pop(step, None) or self._gradient(theta, support, create_graph=True)
+            elif self.inner_rates is not None:
+                gradient = self._gradient(theta, support)
             if order == 2:
                 product = paddle.grad(gradient, theta, [rate * v for rate, v in zip(self._rates(step), vector)])
                 backward = [v - p for v, p in zip(vector, product)]

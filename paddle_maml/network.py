@@ -8,6 +8,7 @@ import paddle
 from paddle import nn
 
 from . import operators
+from .convolution import Convolution, window_rows
 from .windows import TAPS, Windows
 
 BLOCKS = 4
@@ -61,17 +62,16 @@ class MAML(nn.Layer):
             raise ValueError(f"architecture must be 'pool' or 'stride', not {architecture!r}")
         self.n_way, self.in_channels, self.width = n_way, in_channels, width
         self.image_size, self.architecture = image_size, architecture
-        self._plans = []
+        self._convolutions = []
         size = image_size
         for number in range(BLOCKS):
-            if architecture == "pool":
-                windows = Windows(size, size, pool=True)
-            else:
-                windows = Windows(size, size, stride=2)
-            size = windows.out_height
+            geometry = (size, size, 1, True) if architecture == "pool" else (size, size, 2, False)
+            self._convolutions.append(Convolution(*geometry))
+            if number == 0:
+                self._windows = Windows(*geometry)
+            size, _ = self._convolutions[-1].tiles.out_size
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")
-            self._plans.append(operators.WindowRows(windows))
             self.add_sublayer(f"block{number + 1}", _Block(width if number else in_channels, width))
         #: What `pack` returns, in order.
         self.packed_names = [f"block{number + 1}.{part}" for number in range(BLOCKS)
@@ -143,33 +143,29 @@ class MAML(nn.Layer):
             x: images (T, N, C, H, W).
 
         Returns:
-            (images N, pieces (T, n_i + 1, 9 * C + 1), mean (T, 1, 9 * C), covariance (T, 9 * C, 9 * C)). The pieces' last column is
-            ones, for a shift in the weight's last row; their last row is zeros throughout, so that the layer's output has the
-            zero row that the next convolution needs.
+            (images N, blocks for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 * C)). The blocks have 9 * C + 1
+            columns, the last of ones, for a shift in the weight's last row.
         """
         x = x.detach()
         tasks, images, channels = x.shape[:3]
-        rows = operators.append_zero_row(x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels]))
-        pieces = operators.window_rows(rows, self._plans[0], images)
+        rows = x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels])
+        pieces = window_rows(rows, self._windows, images)
         count = sum(piece.shape[1] for piece in pieces)
         mean = sum(operators.sum_rows(piece) for piece in pieces) / count
         centred = [piece - paddle.expand(mean, piece.shape) for piece in pieces]
         covariance = sum(operators.matmul(piece, piece, transpose_a=True) for piece in centred) / count
-        used = pieces[:4] if self.architecture == "pool" else pieces
-        ones = [paddle.ones(piece.shape[:2] + [1], piece.dtype) for piece in used]
-        pieces = [operators.append_zero_row(paddle.concat([piece, one], axis=2)) for piece, one in zip(used, ones)]
-        return images, pieces, mean, covariance
+        blocks = operators.row_blocks(pieces[:4] if self.architecture == "pool" else pieces)
+        return images, blocks, mean[:, :, :-1], covariance[:, :-1, :-1]
 
     def logits(self, first_windows, packed):
         """Logits (T, N, n_way) from `first_windows(x)` and packed parameters."""
-        images, pieces, mean, covariance = first_windows
-        rows = self._first_block(pieces, mean, covariance, *packed[:3])
+        images, blocks, mean, covariance = first_windows
+        rows = self._first_block(blocks, mean, covariance, *packed[:3])
         for number in range(1, BLOCKS):
-            rows = self._block(rows if number == 1 else operators.append_zero_row(rows), number, images,
-                               *packed[3 * number:3 * number + 3])
+            rows = self._block(rows, number, images, *packed[3 * number:3 * number + 3])
         return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1]
 
-    def _first_block(self, pieces, mean, covariance, weight, scale, shift):
+    def _first_block(self, blocks, mean, covariance, weight, scale, shift):
         # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is known before the
         # product and goes into its weight: no pass over the largest map of the network.
         variance = operators.sum_rows(weight * operators.matmul(covariance, weight))
@@ -177,19 +173,16 @@ class MAML(nn.Layer):
         weight = operators.scale_rows(weight, scale)
         shift = shift - operators.matmul(mean, weight)
         weight = paddle.concat([weight, shift], axis=1)
-        return operators.largest_product(pieces, weight)
+        return operators.largest_product(blocks, weight)
 
     def _block(self, rows, number, images, weight, scale, shift):
         # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they have a quarter of the
         # pixels left to do. Increasing is batch norm if its scale is not negative; the sign goes into the convolution.
         sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
-        outputs = operators.convolve(rows, operators.scale_rows(weight, sign), self._plans[number], images)
-        mean, variance = operators.moments(outputs)
+        weight = operators.scale_rows(weight, sign)
+        pooled, mean, variance = operators.convolve(rows, weight, self._convolutions[number], images)
         scale = scale * sign * paddle.rsqrt(variance + EPSILON)
-        return nn.functional.relu(operators.affine_rows(self._pool(outputs), scale, shift - mean * scale))
-
-    def _pool(self, pieces):
-        return operators.max_of_four(*pieces[:4]) if self.architecture == "pool" else pieces[0]
+        return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale))
 
     def _features(self, rows, images):
         tasks, _, width = rows.shape

@@ -6,31 +6,29 @@ forward of fast stock kernels and a backward made of operators that can themselv
 create_graph=True)` followed by another `paddle.grad` gives the exact second derivative. A third is not offered.
 
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel (windows.py);
-what is one number per task and channel is (T, 1, C).
+what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py.
 
-Why the arithmetic is as it is (CPU, one thread, 14,700 rows of 64 float32, Paddle 3.3; milliseconds):
+What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says otherwise):
 
-    what is done                                      time        instead of                          time
-    conv: gather nine rows a pixel, product           1.4 + 6     conv2d                              9
-    its weight gradient: input^T @ windows of d_out   7           windows of the input^T @ d_out      8 to 14
-    sum over rows: product with ones                  0.13        sum(axis)                           5
-    choice: product with a 0/1 mask                   0.4         paddle.where                        3.4
-    2x2 max: maximum, and masks in the backward       1.3 + 3.5   gradient of paddle.maximum          17
-    factor of a channel: repeated for the rows first  0.15 + 0.4  broadcast of (T, 1, C)              2.5
-    rows in another order: gather                     0.1         transpose of a 4-D tensor           1.6
-    adding tensors that fit the cache (1,000 rows)    0.01        the same share of 14,700 rows       0.03
+    what is done                                            time       instead of                                time
+    add, subtract, multiply                                 8          the same on 7,840 rows, for as many       27
+    maximum, comparison                                     15         gradient of paddle.maximum                over 100
+    a mask to float, and multiply                           37 + 9     relu's gradient; paddle.where             35; 200
+    a channel's factor: expand it, then multiply            8 + 9      broadcast of (T, 1, C)                    196
+    sum over rows: product with ones                        5          sum(axis)                                 300
+    four parts of a tensor: split, which copies             18         slices of 2.6, which later copy slowly    280
+    rows in another order: gather                           45         transpose of a 4-D tensor                 150
 """
-import numpy as np
+import typing
+
 import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
-from .windows import TAPS
+from .convolution import add_in_place
 
-# Rows of gathered windows that are multiplied at once. On a CPU they should stay in the cache between gather and product;
-# on a GPU the number of launches counts, and the bound only limits memory (2^18 rows of 576 float32: 0.6 GB).
+# Rows of the first layer that are multiplied at once: on a CPU what fits the cache.
 CPU_BLOCK_ROWS = 2048
-CPU_PRODUCT_ROWS = 2048
 GPU_BLOCK_ROWS = 1 << 18
 
 
@@ -145,54 +143,6 @@ def affine_rows(rows, scale, shift):
     return _AffineRows.apply(rows, scale, shift)
 
 
-# ------------------------------------------------------------------------------------------------------- batch statistics
-
-
-class _Moments(PyLayer):
-    """Stock: F.batch_norm has a second derivative, but one that takes seconds."""
-
-    @staticmethod
-    def forward(ctx, *pieces):
-        ctx.save_for_backward(*pieces)
-        count = sum(piece.shape[1] for piece in pieces)
-        mean = sum(_column_sums(piece) for piece in pieces) / count
-        # The deviations first: mean(y^2) - mean(y)^2 would cancel where a map is nearly constant.
-        variance = sum(_column_sums(paddle.square(piece - _repeat(mean, piece))) for piece in pieces) / count
-        return mean, variance
-
-    @staticmethod
-    def backward(ctx, grad_mean, grad_variance):
-        return _as_tuple(_MomentsGradient.apply(grad_mean, grad_variance, *ctx.saved_tensor()))
-
-
-class _MomentsGradient(PyLayer):
-    """d_y = d_mean / M + 2 / M * d_variance * (y - mean), with its own gradient in closed form."""
-
-    @staticmethod
-    def forward(ctx, grad_mean, grad_variance, *pieces):
-        count = sum(piece.shape[1] for piece in pieces)
-        mean = sum(_column_sums(piece) for piece in pieces) / count
-        ctx.save_for_backward(grad_variance, *pieces)
-        ctx.mean, ctx.count = mean, count
-        scale, shift = grad_variance * (2.0 / count), grad_mean / count
-        return tuple((piece - _repeat(mean, piece)).multiply_(_repeat(scale, piece)).add_(_repeat(shift, piece)) for piece in pieces)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        grad_variance, *pieces = ctx.saved_tensor()
-        to_mean = sum(_column_sums(grad) for grad in grads) / ctx.count
-        products = sum(_column_sums(grad * piece) for grad, piece in zip(grads, pieces))
-        to_variance = products * (2.0 / ctx.count) - ctx.mean * to_mean * 2.0
-        scale = grad_variance * (2.0 / ctx.count)
-        shift = to_mean * scale
-        return (to_mean, to_variance) + tuple((grad * _repeat(scale, grad)).subtract_(_repeat(shift, grad)) for grad in grads)
-
-
-def moments(pieces):
-    """Mean and biased variance, each (T, 1, C), over the rows of all pieces (T, n_i, C) together."""
-    return _Moments.apply(*pieces)
-
-
 # --------------------------------------------------------------------------------------------------------------- pooling
 
 
@@ -200,329 +150,246 @@ def moments(pieces):
 # maximum" would send the gradient to each of them.
 
 
-def _largest(values):
-    """The maximum of one tensor, or of the four corners 00, 01, 10, 11 of every window."""
+def _pool(values):
+    """The maximum of the four corners 00, 01, 10, 11 of every window, and what `_route` needs; of one tensor, itself."""
     if len(values) == 1:
-        return values[0]
-    return paddle.maximum(paddle.maximum(values[0], values[1]), paddle.maximum(values[2], values[3]))
-
-
-def _is_first(a, b):
-    """1 where a is the larger of the two, else 0, in a's dtype."""
-    return (a >= b).astype(a.dtype)
-
-
-def _route(grad, values):
-    """The gradient of `_largest`, which is 0 but for the largest, for each value."""
-    if len(values) == 1:
-        return [grad]
+        return values[0], None
     y00, y01, y10, y11 = values
-    top = _is_first(paddle.maximum(y00, y01), paddle.maximum(y10, y11)).multiply_(grad)
+    top, bottom = paddle.maximum(y00, y01), paddle.maximum(y10, y11)
+    return paddle.maximum(top, bottom), (y00 >= y01, y10 >= y11, top >= bottom)
+
+
+def _route(grad, choice):
+    """The gradient of the maximum for each corner: it goes to the corner that was chosen."""
+    if choice is None:
+        return [grad]
+    first_of_top, first_of_bottom, in_top = [mask.astype(grad.dtype) for mask in choice]
+    top = in_top.multiply_(grad)
     bottom = grad - top
-    g00, g10 = _is_first(y00, y01).multiply_(top), _is_first(y10, y11).multiply_(bottom)
+    g00, g10 = first_of_top.multiply_(top), first_of_bottom.multiply_(bottom)
     return [g00, top.subtract_(g00), g10, bottom.subtract_(g10)]
 
 
-def _select(choices, values):
-    """Of four choices the one whose value is the largest: what `_route` is the transpose of."""
-    if len(values) == 1:
-        return choices[0]
-    y00, y01, y10, y11 = values
-    u00, u01, u10, u11 = choices
-    top = (u00 - u01).multiply_(_is_first(y00, y01)).add_(u01)
-    bottom = (u10 - u11).multiply_(_is_first(y10, y11)).add_(u11)
-    in_top = _is_first(paddle.maximum(y00, y01), paddle.maximum(y10, y11))
+def _select(values, choice):
+    """Of the values at the corners the chosen one: what `_route` is the transpose of. The values are overwritten."""
+    if choice is None:
+        return values[0].clone()
+    u00, u01, u10, u11 = values
+    first_of_top, first_of_bottom, in_top = [mask.astype(u00.dtype) for mask in choice]
+    top = u00.subtract_(u01).multiply_(first_of_top).add_(u01)
+    bottom = u10.subtract_(u11).multiply_(first_of_bottom).add_(u11)
     return top.subtract_(bottom).multiply_(in_top).add_(bottom)
-
-
-class _MaxOfFour(PyLayer):
-    @staticmethod
-    def forward(ctx, *values):
-        ctx.save_for_backward(*values)
-        return _largest(values)
-
-    @staticmethod
-    def backward(ctx, grad):
-        # Which is the largest does not change with an infinitesimal step, so the values count as constants.
-        return _as_tuple(_RouteOfFour.apply(grad, *[value.detach() for value in ctx.saved_tensor()]))
-
-
-class _RouteOfFour(PyLayer):
-    @staticmethod
-    def forward(ctx, grad, *values):
-        ctx.values = values
-        return tuple(_route(grad, values))
-
-    @staticmethod
-    def backward(ctx, *grads):
-        return (_select(grads, ctx.values),) + (None,) * 4
-
-
-def max_of_four(y00, y01, y10, y11):
-    """2x2 max-pool, given the four corners of every window as four tensors of one shape. Stock: no second derivative."""
-    return _MaxOfFour.apply(y00, y01, y10, y11)
 
 
 class _LargestProduct(PyLayer):
     """Stock: the pooling has no second derivative."""
 
     @staticmethod
-    def forward(ctx, weight, *pieces):
-        ctx.save_for_backward(weight)
-        ctx.pieces = pieces
-        parts = []
-        for block in _row_blocks(pieces[0]):
-            parts.append(F.relu(_largest(_products(pieces, weight, block))).reshape([-1, weight.shape[2]]))
-        return paddle.concat(parts).reshape([weight.shape[0], -1, weight.shape[2]])
+    def forward(ctx, weight, blocks):
+        largest, choices = [], []
+        for block, pieces in blocks:
+            value, choice = _pool([paddle.matmul(piece, weight[block]) for piece in pieces])
+            choices.append((choice, value > 0))
+            largest.append(F.relu(value).flatten(0, 1))
+        ctx.context = weight.shape, blocks, choices
+        return paddle.concat(largest).reshape([weight.shape[0], -1, weight.shape[2]])
 
     @staticmethod
     def backward(ctx, grad):
-        [weight] = ctx.saved_tensor()
-        return (_LargestProductGradient.apply(grad, weight.detach(), *ctx.pieces),) + (None,) * len(ctx.pieces)
+        # What is chosen and what is positive does not change with an infinitesimal step: no second derivative by the weight.
+        return _LargestProductGradient.apply(grad, *ctx.context)
 
 
 class _LargestProductGradient(PyLayer):
     @staticmethod
-    def forward(ctx, grad, weight, *pieces):
-        ctx.weight, ctx.pieces = weight, pieces
-        by_task = {}
-        for block in _row_blocks(pieces[0]):
-            products = _products(pieces, weight, block)
-            positive = (_largest(products) > 0).astype(grad.dtype)
-            routed = _route(positive.multiply_(_rows_of(grad, block)), products)
-            for piece, part in zip(pieces, routed):
-                product = paddle.matmul(_rows_of(piece, block), part, transpose_x=True)
-                by_task[block[0]] = by_task[block[0]].add_(product) if block[0] in by_task else product
-        return paddle.concat(list(by_task.values()))
+    def forward(ctx, grad, shape, blocks, choices):
+        ctx.context = blocks, choices
+        flat, start, by_weight = grad.flatten(0, 1), 0, {}
+        for (block, pieces), (choice, positive) in zip(blocks, choices):
+            end = start + pieces[0].shape[0] * pieces[0].shape[1]
+            part = flat[start:end].reshape([pieces[0].shape[0], -1, shape[2]])
+            routed = _route(positive.astype(grad.dtype).multiply_(part), choice)
+            for piece, values in zip(pieces, routed):
+                product = paddle.matmul(piece, values, transpose_x=True)
+                by_weight[block.start] = add_in_place(by_weight.get(block.start), product)
+            start = end
+        return paddle.concat(list(by_weight.values()))
 
     @staticmethod
     def backward(ctx, weight_grad):
-        parts = []
-        for block in _row_blocks(ctx.pieces[0]):
-            products = _products(ctx.pieces, ctx.weight, block)
-            chosen = _select(_products(ctx.pieces, weight_grad, block), products)
-            positive = (_largest(products) > 0).astype(chosen.dtype)
-            parts.append(positive.multiply_(chosen).reshape([-1, chosen.shape[2]]))
-        by_grad = paddle.concat(parts).reshape([weight_grad.shape[0], -1, weight_grad.shape[2]])
-        return (by_grad, None) + (None,) * len(ctx.pieces)
+        blocks, choices = ctx.context
+        by_grad = []
+        for (block, pieces), (choice, positive) in zip(blocks, choices):
+            chosen = _select([paddle.matmul(piece, weight_grad[block]) for piece in pieces], choice)
+            by_grad.append(positive.astype(chosen.dtype).multiply_(chosen).flatten(0, 1))
+        return paddle.concat(by_grad).reshape([weight_grad.shape[0], -1, weight_grad.shape[2]])
 
 
-def _row_blocks(rows):
-    """(first task, last task, first row, last row) of parts whose tensors, here with 64 columns, fit the cache together."""
-    tasks, count, _ = rows.shape
-    limit = CPU_PRODUCT_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
-    together = max(1, limit // count)
-    step = -(-count // -(-count // limit))
-    return [(t, min(tasks, t + together), r, min(count, r + step)) for t in range(0, tasks, together) for r in range(0, count, step)]
-
-
-def _rows_of(rows, block):
-    t, t_end, r, r_end = block
-    return rows[t:t_end, r:r_end]
-
-
-def _products(pieces, weight, block):
-    return [paddle.matmul(_rows_of(piece, block), weight[block[0]:block[1]]) for piece in pieces]
-
-
-def largest_product(pieces, weight):
-    """relu(max over the pieces of piece @ weight): convolution, pooling and ReLU of the first layer in one.
-
-    The products are the largest maps of the network. They are made again in the backward, a cacheful at a time, which is faster than
-    to write them to memory and to read them back.
+def row_blocks(pieces):
+    """Pieces for `largest_product`, cut to what fits the cache together when it has 64 columns.
 
     Args:
-        pieces: one or four (corners 00, 01, 10, 11) constant tensors (T, n, K).
+        pieces: one or four tensors (T, n, K).
+
+    Returns:
+        A list of (slice of tasks, list of tensors (tasks, rows, K)).
+    """
+    tasks, count, width = pieces[0].shape
+    limit = CPU_BLOCK_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
+    together = max(1, limit // count)
+    step = -(-count // -(-count // limit))
+    blocks = []
+    for start in range(0, tasks, together):
+        block = slice(start, min(tasks, start + together))
+        for row in range(0, count, step):
+            # Reshaped, so that they have no gaps: Paddle would copy a slice that has anew in every product.
+            blocks.append((block, [piece[block, row:row + step].flatten().reshape([block.stop - start, -1, width]) for piece in pieces]))
+    return blocks
+
+
+def largest_product(blocks, weight):
+    """relu(max over the pieces of piece @ weight): convolution, pooling and ReLU of the first layer in one.
+
+    The products are the largest maps of the network, and they are never written to memory.
+
+    Args:
+        blocks: one or four constant pieces (T, n, K), the corners 00, 01, 10, 11, as `row_blocks` cuts them.
         weight: (T, K, D).
 
     Returns:
         (T, n, D).
     """
-    return _LargestProduct.apply(weight, *pieces)
+    return _LargestProduct.apply(weight, blocks)
 
 
 # ----------------------------------------------------------------------------------------------------------- convolution
 
 
-class WindowRows:
-    """The row numbers of a `Windows` as tensors on the current device, in blocks for the products; made once and kept."""
+class _Maps(typing.NamedTuple):
+    """The convolution's output for the tasks of one group, as deviations from `shift`, which is near the mean."""
 
-    def __init__(self, windows):
-        self.windows = windows
-        self._kept = {}
-
-    def blocks(self, tasks, images, backward=False):
-        """For each piece a list of (first task, last task, first row, last row, row numbers)."""
-        key = tasks, images, backward, str(paddle.get_device())
-        if key not in self._kept:
-            if backward:
-                pieces = [self.windows.backward_rows(tasks, images)]
-            else:
-                pieces = self.windows.forward_rows(tasks, images)
-            # The same tasks together in every piece, so that sums over the pieces match.
-            limit = CPU_BLOCK_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
-            together = max(1, limit // max(rows.shape[1] for rows in pieces))
-            self._kept[key] = [_blocks(rows, together, limit) for rows in pieces]
-        return self._kept[key]
-
-    def by_tap(self, tasks, channels):
-        """The numbers of the rows of a (tasks, channels, 9, D) tensor in the order (tasks, 9, channels)."""
-        key = tasks, channels, str(paddle.get_device())
-        if key not in self._kept:
-            numbers = np.arange(tasks * channels * TAPS, dtype=np.int32).reshape(tasks, channels, TAPS)
-            self._kept[key] = paddle.to_tensor(numbers.transpose(0, 2, 1).reshape(-1))
-        return self._kept[key]
-
-
-def _blocks(rows, together, limit):
-    tasks, count, _ = rows.shape
-    step = -(-count // -(-count // limit))
-    blocks = []
-    for t in range(0, tasks, together):
-        for r in range(0, count, step):
-            t_end, r_end = min(tasks, t + together), min(count, r + step)
-            blocks.append((t, t_end, r, r_end, paddle.to_tensor(rows[t:t_end, r:r_end].reshape(-1))))
-    return blocks
-
-
-class _AppendZeroRow(PyLayer):
-    """Stock: the second derivative of a concatenation with a constant fails."""
-
-    @staticmethod
-    def forward(ctx, rows):
-        return paddle.concat([rows, paddle.zeros([rows.shape[0], 1, rows.shape[2]], rows.dtype)], axis=1)
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _DropLastRow.apply(grad)
-
-
-class _DropLastRow(PyLayer):
-    @staticmethod
-    def forward(ctx, rows):
-        return rows[:, :-1].clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return _AppendZeroRow.apply(grad)
-
-
-def append_zero_row(rows):
-    """(T, n, C) to the form of windows.py, (T, n + 1, C): the padding of the next convolution."""
-    return _AppendZeroRow.apply(rows)
-
-
-def _gather(source, numbers, tasks):
-    """Windows of a source (rows, C), as (tasks, n, 9 * C)."""
-    return paddle.gather(source, numbers).reshape([tasks, -1, TAPS * source.shape[1]])
-
-
-def _window_products(factors, blocks, count):
-    """Sum over (rows, weight) of the windows of the rows times the weight: (T, count, D)."""
-    factors = [(rows.reshape([-1, rows.shape[2]]), weight) for rows, weight in factors]
-    products = []
-    for t, t_end, _, _, numbers in blocks:
-        product = None
-        for source, weight in factors:
-            term = paddle.matmul(_gather(source, numbers, t_end - t), weight[t:t_end])
-            product = term if product is None else product.add_(term)
-        products.append(product.reshape([-1, product.shape[2]]))
-    product = products[0] if len(products) == 1 else paddle.concat(products)
-    return product.reshape([-1, count, product.shape[1]])
+    group: list  # of blocks
+    deviations: list  # one for each block
+    choices: list  # what `_pool` chose, for each block
+    offset: paddle.Tensor  # mean - shift
 
 
 class _Convolve(PyLayer):
-    """Stock: F.conv2d can be differentiated twice, but tasks side by side are groups of it, which cannot on a CPU if a group has
-    one channel, and which are slower."""
+    """Stock: F.conv2d has a second derivative, but tasks side by side are groups of it, which a CPU lacks for groups of one
+    channel, and which are slower; F.batch_norm's takes seconds; F.max_pool2d has none.
+
+    One operator, so that a block of the output is normalised, pooled and differentiated while it is in the cache.
+    """
 
     @staticmethod
-    def forward(ctx, rows, weight, plan, images):
+    def forward(ctx, rows, weight, convolution, images):
+        transformed, count = convolution.transform(weight), images * convolution.pixels
+        pooled, means, variances, kept = [], [], [], []
+        for group in convolution.groups(rows.shape[0], images):
+            deviations, choices, shift, total, squares = [], [], None, None, None
+            for block in group:
+                values = convolution.output(block, [(rows, transformed)], images)
+                if shift is None:
+                    shift = convolution.sums(values, block) / (block.images * convolution.pixels)
+                # Deviations from the first block's mean, because mean(y^2) - mean(y)^2 would cancel where a map is nearly constant.
+                values = values.subtract_(_repeat(shift, values))
+                total = add_in_place(total, convolution.sums(values, block))
+                squares = add_in_place(squares, convolution.sums(paddle.square(values), block))
+                largest, choice = _pool(convolution.corners(values, block))
+                choices.append(choice)
+                pooled.append((largest + _repeat(shift, largest)).flatten(0, 1))
+                deviations.append(values)
+            offset = total / count
+            means.append(shift + offset)
+            variances.append(squares / count - offset * offset)
+            kept.append(_Maps(group, deviations, choices, offset))
         _save(ctx, rows, weight)
-        ctx.geometry = plan, images
-        return _convolve([(rows, weight)], plan, images)
+        ctx.context = convolution, images, kept
+        return paddle.concat(pooled).reshape([rows.shape[0], -1, weight.shape[2]]), paddle.concat(means), paddle.concat(variances)
 
     @staticmethod
     def backward(ctx, *grads):
-        rows, weight = ctx.saved_tensor()
-        by_rows, by_weight = _ConvolveGradient.apply(rows, weight, *ctx.geometry, *grads)
+        by_rows, by_weight = _ConvolveGradient.apply(*ctx.saved_tensor(), *grads, *ctx.context)
         return _gradients(ctx, lambda: by_rows, lambda: by_weight)
 
 
-def _convolve(factors, plan, images):
-    sizes = [images * size for size in plan.windows.piece_sizes]
-    blocks = plan.blocks(factors[0][0].shape[0], images)
-    return tuple(_window_products(factors, piece, size) for piece, size in zip(blocks, sizes))
-
-
 class _ConvolveGradient(PyLayer):
-    """The gradients of a convolution with respect to its input and its weight, from the pieces of its output's.
-
-    Both come from the same windows of the output's gradient: (n, 9 * D) times the weight, tap by tap, for the input, and the
-    input's rows times (n, 9 * D) for the weight. The product of windows of the input with the output's gradient would be the same
-    weight gradient at twice the time.
-    """
+    """From the gradients g of the pooled map, m of the mean and v of the variance: with M pixels, d_y = route(g) + m / M +
+    2 v (y - mean) / M, and from it the gradients by rows and weight."""
 
     @staticmethod
-    def forward(ctx, rows, weight, plan, images, *pieces):
-        ctx.save_for_backward(rows, weight, *pieces)
-        ctx.geometry = plan, images
-        return _convolve_gradient(rows, weight, plan, images, pieces)
+    def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
+        ctx.save_for_backward(rows, weight, pooled_grad, mean_grad, variance_grad)
+        ctx.context = convolution, images, maps
+        flipped = convolution.transform(weight, "G flipped")
+        by_rows, by_weight = [], []
+        for part in maps:
+            total = None
+            for block, grad in _map_gradients(part, pooled_grad, mean_grad, variance_grad, convolution, images):
+                by_input, by_taps = convolution.gradient(block, [(grad, flipped, rows)], images)
+                by_rows.append(by_input.flatten(0, 1))
+                total = add_in_place(total, by_taps)
+            by_weight.append(total)
+        return paddle.concat(by_rows).reshape(rows.shape), convolution.untransform(paddle.concat(by_weight))
 
     @staticmethod
     def backward(ctx, rows_grad, weight_grad):
-        # Linear in the pieces, where the transpose is the convolution; and linear in weight and rows, crosswise. The padding row of
-        # rows_grad is zero like that of rows, because what makes rows drops that row's gradient or never reads it.
-        rows, weight, *pieces = ctx.saved_tensor()
-        by_rows, by_weight = _convolve_gradient(rows_grad, weight_grad, *ctx.geometry, pieces)
-        return (by_rows, by_weight) + _convolve([(rows_grad, weight), (rows, weight_grad)], *ctx.geometry)
+        rows, weight, pooled_grad, mean_grad, variance_grad = ctx.saved_tensor()
+        convolution, images, maps = ctx.context
+        # The derivative of y along (rows_grad, weight_grad).
+        factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
+        flipped, flipped_grad = convolution.transform(weight, "G flipped"), convolution.transform(weight_grad, "G flipped")
+        count = images * convolution.pixels
+        by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
+        for part in maps:
+            tangents, total, product, taps_total = [], None, None, None
+            for block, values, choice in zip(part.group, part.deviations, part.choices):
+                tangent = convolution.output(block, factors, images)
+                total = add_in_place(total, convolution.sums(tangent, block))
+                product = add_in_place(product, convolution.sums(tangent * values, block))
+                by_pooled.append(_select(convolution.corners(tangent, block), choice).flatten(0, 1))
+                tangents.append(tangent)
+            mean = total / count
+            by_mean.append(mean)
+            by_variance.append((product / count - part.offset * mean) * 2.0)
+            scale = variance_grad[block.start:block.end] * (2.0 / count)
+            grads = _map_gradients(part, pooled_grad, mean_grad, variance_grad, convolution, images)
+            for (block, grad), tangent in zip(grads, tangents):
+                # d_y depends on y through the variance alone: route has no derivative but where corners tie.
+                change = tangent.subtract_(_repeat(mean, tangent)).multiply_(_repeat(scale, tangent))
+                by_input, by_taps = convolution.gradient(block, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images)
+                by_rows.append(by_input.flatten(0, 1))
+                taps_total = add_in_place(taps_total, by_taps)
+            by_weight.append(taps_total)
+        return (paddle.concat(by_rows).reshape(rows.shape), convolution.untransform(paddle.concat(by_weight)),
+                paddle.concat(by_pooled).reshape(pooled_grad.shape), paddle.concat(by_mean), paddle.concat(by_variance))
 
 
-def _convolve_gradient(rows, weight, plan, images, pieces):
-    tasks, count, channels = rows.shape
-    depth = weight.shape[2]
-    # (T, 9 * C, D) to (T, 9 * D, C), tap by tap.
-    transposed = weight.reshape([tasks, TAPS, channels, depth]).transpose([0, 1, 3, 2]).reshape([tasks, TAPS * depth, channels])
-    flat = [piece.reshape([-1, depth]) for piece in pieces]
-    source = paddle.concat(flat + [paddle.zeros([1, depth], rows.dtype)])
-    by_rows, by_weight = [], {}
-    [blocks] = plan.blocks(tasks, images, backward=True)
-    for t, t_end, r, r_end, numbers in blocks:
-        windows = _gather(source, numbers, t_end - t)
-        by_rows.append(paddle.matmul(windows, transposed[t:t_end]).reshape([-1, channels]))
-        product = paddle.matmul(rows[t:t_end, r:r_end], windows, transpose_x=True)
-        by_weight[t] = by_weight[t].add_(product) if t in by_weight else product
-    # (T, C, 9, D) to (T, 9, C, D) by a gather of whole rows, which takes a tenth of a transposition's time.
-    by_tap = paddle.gather(paddle.concat(list(by_weight.values())).reshape([-1, depth]), plan.by_tap(tasks, channels))
-    return paddle.concat(by_rows).reshape([tasks, count, channels]), by_tap.reshape([tasks, TAPS * channels, depth])
+def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, images):
+    """Yield each block with d_y."""
+    tasks, count = slice(maps.group[0].start, maps.group[0].end), images * convolution.pixels
+    scale = variance_grad[tasks] * (2.0 / count)
+    shift = mean_grad[tasks] / count - maps.offset * scale
+    for block, values, choice in zip(maps.group, maps.deviations, maps.choices):
+        routed = _route(block.of(pooled_grad, images), choice)
+        grad = (values * _repeat(scale, values)).add_(_repeat(shift, values))
+        yield block, grad.add_(convolution.from_corners(routed, block))
 
 
-def _as_tuple(outputs):
-    return tuple(outputs) if isinstance(outputs, (tuple, list)) else (outputs,)
-
-
-def convolve(rows, weight, plan, images):
-    """3x3 convolution of `images` images a task, without bias.
+def convolve(rows, weight, convolution, images):
+    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, if the convolution was made for it,
+    2x2 max-pooling.
 
     Args:
-        rows: (T, images * H * W + 1, C), the last row of a task zeros. Its gradient there is zero.
+        rows: (T, images * H * W, C).
         weight: (T, 9 * C, D), the taps in reading order, the channels of a tap together.
-        plan: the `WindowRows` of the layer.
+        convolution: the layer's `Convolution`.
 
     Returns:
-        A tuple with a tensor (T, images * pixels, D) for each piece of `plan.windows`.
+        The output's pooled map (T, images * pixels, D); mean and biased variance of the output before the pooling, each (T, 1, D). A loss
+        must depend on all three: Paddle 2.6 dies of a segmentation fault where one of a PyLayer's outputs has no gradient.
     """
-    return _as_tuple(_Convolve.apply(rows, weight, plan, images))
-
-
-def window_rows(rows, plan, images):
-    """The windows themselves, (T, images * pixels, 9 * C) for each piece, of rows as for `convolve`: differentiable once."""
-    tasks, _, channels = rows.shape
-    source = rows.reshape([-1, channels])
-    pieces = []
-    for blocks in plan.blocks(tasks, images):
-        gathered = [_gather(source, block[-1], 1).squeeze(0) for block in blocks]
-        pieces.append(paddle.concat(gathered).reshape([tasks, -1, TAPS * channels]))
-    return pieces
+    return tuple(_Convolve.apply(rows, weight, convolution, images))
 
 
 # ---------------------------------------------------------------------------------------------------------- cross-entropy

@@ -3,8 +3,8 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_maml import operators
-from paddle_maml.operators import WindowRows
+from paddle_maml import convolution, operators
+from paddle_maml.convolution import Convolution, window_rows
 from paddle_maml.windows import Windows
 
 STEP = 1e-6
@@ -79,93 +79,113 @@ def test_scale_rows(float64):
     check_twice(operators.scale_rows, random_arrays([2, 5, 3], [2, 1, 3]))
 
 
-def test_append_zero_row(float64):
-    check_twice(operators.append_zero_row, random_arrays([2, 5, 3]))
-    assert not operators.append_zero_row(paddle.ones([2, 5, 3]))[:, -1].numpy().any()
-
-
 def test_affine_rows(float64):
     check_twice(operators.affine_rows, random_arrays([2, 5, 3], [2, 1, 3], [2, 1, 3]))
-
-
-def test_moments_are_mean_and_biased_variance_over_all_pieces(float64):
-    pieces = random_arrays([2, 6, 3], [2, 4, 3])
-    mean, variance = operators.moments([paddle.to_tensor(p) for p in pieces])
-    rows = np.concatenate(pieces, axis=1)
-    np.testing.assert_allclose(mean.numpy(), rows.mean(axis=1, keepdims=True), rtol=1e-12)
-    np.testing.assert_allclose(variance.numpy(), rows.var(axis=1, keepdims=True), rtol=1e-12)
-    check_twice(lambda *pieces: operators.moments(pieces), pieces)
-
-
-def test_max_of_four(float64):
-    check_twice(operators.max_of_four, random_arrays(*[[2, 5, 3]] * 4))
-
-
-def test_max_of_four_sends_a_tie_to_the_first_corner_only(float64):
-    for equal in range(1, 16):
-        corners = leaves([np.full([1, 1, 1], 1.0 if equal >> corner & 1 else 0.0) for corner in range(4)])
-        winner = operators.max_of_four(*corners)
-        received = [g.item() for g in paddle.grad((winner * winner).sum() / 2, corners)]
-        first = next(corner for corner in range(4) if equal >> corner & 1)
-        assert received == [1.0 if corner == first else 0.0 for corner in range(4)]
 
 
 @pytest.mark.parametrize("block_rows", [2, 5, 1000])
 @pytest.mark.parametrize("count", [1, 4])
 def test_largest_product(float64, monkeypatch, block_rows, count):
-    monkeypatch.setattr(operators, "CPU_PRODUCT_ROWS", block_rows)
+    monkeypatch.setattr(operators, "CPU_BLOCK_ROWS", block_rows)
     pieces = [paddle.to_tensor(piece) for piece in random_arrays(*[[2, 7, 3]] * count, seed=4)]
+    blocks = operators.row_blocks(pieces)
     weights = random_arrays([2, 3, 5])
-    check_twice(lambda weight: operators.largest_product(pieces, weight), weights)
+    check_twice(lambda weight: operators.largest_product(blocks, weight), weights)
     products = np.stack([piece.numpy() @ weights[0] for piece in pieces])
-    result = operators.largest_product(pieces, paddle.to_tensor(weights[0])).numpy()
+    result = operators.largest_product(blocks, paddle.to_tensor(weights[0])).numpy()
     np.testing.assert_allclose(result, np.maximum(products.max(axis=0), 0), atol=1e-14)
 
 
 def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
-    """Four equal products: the gradient by the weight is that of one window, not of four."""
-    pieces = [paddle.to_tensor(np.full([1, 1, 2], 1.0)) for _ in range(4)]
-    [weight] = leaves([np.full([1, 2, 1], 3.0)])
-    output = operators.largest_product(pieces, weight)
-    [gradient] = paddle.grad((output * output).sum() / 2, [weight])
-    assert gradient.numpy().ravel().tolist() == [6.0, 6.0]
+    """Equal products of different windows: the gradient by the weight is the window of the first."""
+    for equal in range(1, 16):
+        # The largest have the value 3, by an odd number of their own in the first column; others have 0.
+        windows = [np.array([[[2.0 * corner + 1, 2 - 2.0 * corner]]]) if equal >> corner & 1 else np.zeros([1, 1, 2]) for corner in range(4)]
+        [weight] = leaves([np.ones([1, 2, 1])])
+        output = operators.largest_product(operators.row_blocks([paddle.to_tensor(window) for window in windows]), weight)
+        [gradient] = paddle.grad(output.sum(), [weight])
+        first = next(corner for corner in range(4) if equal >> corner & 1)
+        assert output.item() == 3
+        assert gradient.numpy().ravel().tolist() == windows[first].ravel().tolist()
 
 
-@pytest.mark.parametrize("height, width, stride, pool", [(4, 6, 1, True), (5, 7, 1, True), (5, 4, 1, False), (5, 6, 2, False)])
-def test_convolve(float64, height, width, stride, pool):
-    plan = WindowRows(Windows(height, width, stride, pool))
+GEOMETRIES = [(4, 6, 1, True), (5, 7, 1, True), (3, 4, 1, True), (2, 2, 1, True), (5, 4, 1, False), (5, 6, 2, False), (4, 7, 2, False)]
+
+
+@pytest.mark.parametrize("height, width, stride, pool", GEOMETRIES)
+@pytest.mark.parametrize("block_rows", [1, 200, 100000])
+def test_convolve(float64, monkeypatch, height, width, stride, pool, block_rows):
+    monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
+    layer = Convolution(height, width, stride, pool)
     arrays = random_arrays([2, 3 * height * width, 2], [2, 18, 4])
-    check_twice(lambda rows, weight: operators.convolve(operators.append_zero_row(rows), weight, plan, 3), arrays)
+    check_twice(lambda rows, weight: operators.convolve(rows, weight, layer, 3), arrays)
 
 
-@pytest.mark.parametrize("block_rows", [1, 7, 20, 100000])
-@pytest.mark.parametrize("pool", [False, True])
-def test_convolve_in_blocks_equals_conv2d(float64, monkeypatch, block_rows, pool):
-    monkeypatch.setattr(operators, "CPU_BLOCK_ROWS", block_rows)
-    x, kernel = random_arrays([3, 2, 2, 7, 5], [3, 4, 2, 3, 3])
-    plan = WindowRows(Windows(7, 5, pool=pool))
+@pytest.mark.parametrize("height, width, stride, pool", GEOMETRIES)
+@pytest.mark.parametrize("block_rows", [1, 150, 400, 100000])
+def test_convolve_equals_stock_operators(float64, monkeypatch, height, width, stride, pool, block_rows):
+    monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
+    x, kernel = random_arrays([3, 5, 2, height, width], [3, 4, 2, 3, 3])
     rows = paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(3, -1, 2))
     weight = paddle.to_tensor(kernel.transpose(0, 3, 4, 2, 1).reshape(3, 18, 4))
     rows.stop_gradient = weight.stop_gradient = False
-    pieces = operators.convolve(operators.append_zero_row(rows), weight, plan, 2)
+    results = operators.convolve(rows, weight, Convolution(height, width, stride, pool), 5)
+    gradients = paddle.grad(sum((result ** 3).sum() for result in results), [rows, weight])
     for task in range(3):
         stock_x, stock_w = leaves([x[task], kernel[task]])
-        expected = paddle.nn.functional.conv2d(stock_x, stock_w, padding=1)
-        whole = expected.numpy()
+        whole = paddle.nn.functional.conv2d(stock_x, stock_w, stride=stride, padding=1)
+        pooled = paddle.nn.functional.max_pool2d(whole, 2) if pool else whole
+        mean, variance = whole.mean(axis=[0, 2, 3]), whole.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False)
+        expected = [pooled.transpose([0, 2, 3, 1]).reshape([-1, 4]), mean.reshape([1, 4]), variance.reshape([1, 4])]
+        for ours, stock in zip(results, expected):
+            np.testing.assert_allclose(ours[task].numpy(), stock.numpy(), rtol=1e-11, atol=1e-11)
+        by_x, by_w = paddle.grad(sum((value ** 3).sum() for value in expected), [stock_x, stock_w])
+        np.testing.assert_allclose(gradients[0][task].numpy(), by_x.numpy().transpose(0, 2, 3, 1).reshape(-1, 2), atol=1e-9)
+        np.testing.assert_allclose(gradients[1][task].numpy(), by_w.numpy().transpose(2, 3, 1, 0).reshape(18, 4), atol=1e-9)
+
+
+def test_convolve_sends_a_tie_to_the_first_corner_only(float64):
+    layer, identity = Convolution(2, 2, pool=True), np.zeros([1, 9, 1])
+    identity[0, 4] = 1
+    for equal in range(1, 16):
+        pixels = [4.0 if equal >> corner & 1 else 0.0 for corner in range(4)]
+        rows, weight = leaves([np.reshape(pixels, [1, 4, 1]), identity])
+        pooled, mean, variance = operators.convolve(rows, weight, layer, 1)
+        gradient, _ = paddle.grad(pooled.sum() + 0 * (mean + variance).sum(), [rows, weight])
+        first = next(corner for corner in range(4) if equal >> corner & 1)
+        assert pooled.item() == 4
+        assert gradient.numpy().ravel().tolist() == [1.0 if corner == first else 0.0 for corner in range(4)]
+
+
+def test_the_variance_of_a_nearly_constant_map_does_not_cancel():
+    """In float32, where mean(y^2) - mean(y)^2 would be off by a per cent and more."""
+    random = np.random.RandomState(0)
+    rows = (1000 + random.standard_normal([1, 40 * 16, 1])).astype(np.float32)
+    weight = np.zeros([1, 9, 1], np.float32)
+    weight[0, 4] = 1
+    _, mean, variance = operators.convolve(paddle.to_tensor(rows), paddle.to_tensor(weight), Convolution(4, 4, stride=1), 40)
+    exact = rows.astype(np.float64)
+    assert mean.item() == pytest.approx(exact.mean(), rel=1e-6)
+    assert variance.item() == pytest.approx(exact.var(), rel=1e-4)
+
+
+@pytest.mark.parametrize("height, width, stride, pool", [(4, 6, 1, True), (5, 7, 1, True), (5, 6, 2, False)])
+def test_window_rows_are_the_patches_and_a_one(float64, height, width, stride, pool):
+    x, kernel = random_arrays([2, 3, 2, height, width], [4, 2, 3, 3])
+    pieces = window_rows(paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(2, -1, 2)), Windows(height, width, stride, pool), 3)
+    weight = kernel.transpose(2, 3, 1, 0).reshape(18, 4)
+    for task in range(2):
+        whole = paddle.nn.functional.conv2d(paddle.to_tensor(x[task]), paddle.to_tensor(kernel), stride=stride, padding=1).numpy()
         if pool:
-            corners = [whole[:, :, i:6:2, j:4:2] for i in (0, 1) for j in (0, 1)]
-            for piece, corner in zip(pieces, corners):
-                np.testing.assert_allclose(piece[task].numpy(), corner.transpose(0, 2, 3, 1).reshape(-1, 4), atol=1e-12)
-            assert sum(float(p[task].sum()) for p in pieces) == pytest.approx(whole.sum(), abs=1e-10)
+            corners = [whole[:, :, i:height // 2 * 2:2, j:width // 2 * 2:2] for i in (0, 1) for j in (0, 1)]
         else:
-            np.testing.assert_allclose(pieces[0][task].numpy(), whole.transpose(0, 2, 3, 1).reshape(-1, 4), atol=1e-12)
-        total = sum((piece[task] ** 2).sum() for piece in pieces)
-        for ours, stock in zip(paddle.grad(total, [rows, weight], retain_graph=True),
-                               paddle.grad((expected ** 2).sum(), [stock_x, stock_w])):
-            stock = stock.numpy()
-            moved = stock.transpose(0, 2, 3, 1).reshape(-1, 2) if stock.shape[0] == 2 else \
-                stock.transpose(2, 3, 1, 0).reshape(18, 4)
-            np.testing.assert_allclose(ours[task].numpy(), moved, atol=1e-11)
+            corners = [whole]
+        for piece, corner in zip(pieces, corners):
+            np.testing.assert_allclose(piece[task, :, :-1].numpy() @ weight, corner.transpose(0, 2, 3, 1).reshape(-1, 4), atol=1e-12)
+        products = [piece[task, :, :-1].numpy() @ weight for piece in pieces]
+        assert sum(product.sum() for product in products) == pytest.approx(whole.sum(), abs=1e-10)
+        assert sum(len(product) for product in products) == whole.size // 4
+    assert all((piece[:, :, -1].numpy() == 1).all() for piece in pieces)
 
 
 def test_cross_entropy(float64):
