@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 
+from . import files
 from .errors import UserError
 from .plain_data import MAX_BYTES, read_file
 from .settings import settings_from_dict
@@ -74,6 +75,8 @@ def remove_leftovers(run_folder):
         path = os.path.join(run_folder, name)
         if (name == _PARTIAL or _SET_NAME.match(name)) and path != newest:
             shutil.rmtree(path, ignore_errors=True)
+        elif name.startswith(".") and name.endswith(files.PARTIAL) and os.path.isfile(path):
+            os.remove(path)
 
 
 def _sets(run_folder):

@@ -86,6 +86,10 @@ def _train(arguments):
     parser.add_settings()
     given = parser.parse(arguments)
     settings = settings_from_preset(**given)
+    if settings.data_dir:
+        # It is stored with the run, which may be resumed from another folder.
+        given["data_dir"] = os.path.abspath(settings.data_dir)
+        settings = settings_from_preset(**given)
     from . import assembly, checkpoint, training
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
@@ -130,22 +134,29 @@ _EVAL_FLAGS = {"split": "--split-rule", "test_episodes": "--episodes", "test_k_q
 def _evaluate(arguments):
     parser = CommandLine(prog="eval.py", description="Evaluate trained weights. Settings that are not given are those of the run the weights "
                          "come from, or the defaults below for a file on its own.")
-    parser.add_argument("--weights", required=True, metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
+    parser.add_argument("--weights", metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
+    parser.add_argument("--pretrained", metavar="NAME", help="instead of --weights: weights that come with the library, such as 5way-1shot")
     parser.add_argument("--split", dest="part", choices=("train", "val", "test"), default="test", help="classes to draw episodes from (default test)")
+    parser.add_argument("--analyse", metavar="FOLDER", help="instead: a table of what one accuracy leaves out (what batch norm sees, inner steps and "
+                        "rates, classes of one alphabet, confusions); FOLDER gets it as JSON, and pictures")
     parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
     parser.add_settings(_EVALUATED, _EVAL_FLAGS)
     given = parser.parse(arguments)
-    path, part, json_path = given.pop("weights"), given.pop("part"), given.pop("json")
+    path, name, part, json_path, folder = (given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse"))
+    if not path and not name or path and name:
+        raise UserError("Give either --weights or --pretrained.")
+    if folder and os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"--analyse is {folder}, which is a file; name a folder.")
     if json_path and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
         raise UserError(f"--json is {json_path}, but its folder does not exist.")
     if json_path and os.path.isdir(json_path):
         raise UserError(f"--json is {json_path}, which is a folder; name a file.")
 
-    from . import assembly, checkpoint
+    from . import assembly, checkpoint, pretrained
     from .evaluation import evaluate
     from .reporting import evaluation_table, write_json
 
-    weights, stored = checkpoint.find_weights(path)
+    weights, stored = pretrained.find(name)[:2] if name else checkpoint.find_weights(path)
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
     stored = {**(stored or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**stored, **given})
@@ -153,9 +164,17 @@ def _evaluate(arguments):
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)
+    about = {"weights": os.path.abspath(weights), "environment": assembly.environment(device), "settings": settings.as_dict()}
+    if folder:
+        from .analysis import analyse, analysis_table, write_analysis
+
+        analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
+        write_analysis(folder, {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}, predictions)
+        print(analysis_table(analysis))
+        print(f"Pictures and JSON: {folder}")
+        return
     result = evaluate(learner, assembly.evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
-    report = {"evaluation": assembly.describe(result, settings, parts[part], rule, part), "weights": os.path.abspath(weights),
-              "environment": assembly.environment(device), "settings": settings.as_dict()}
+    report = {"evaluation": assembly.describe(result, settings, parts[part], rule, part), **about}
     print(evaluation_table(report["evaluation"]))
     if json_path:
         write_json(json_path, report)

@@ -1,4 +1,4 @@
-"""Downloading a file, and putting a file in its place so that it is whole or not there.
+"""Downloading a file.
 
 Not with paddle.utils.download.get_path_from_url (2.6 and 3.3 alike): it waits for ever on a host that stops answering, leaves the
 half file or the file with the wrong checksum behind, and under paddle.distributed all ranks but one wait for ever when it fails.
@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import os
-import secrets
 import sys
 import time
 import urllib.request
@@ -60,19 +58,3 @@ def _read_with_progress(response, url):
             shown = len(data)
             print(f"{url}: {shown / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), file=sys.stderr)
     raise ValueError(f"more than {MAX_BYTES} bytes")
-
-
-def place(file, data):
-    """Writes a file so that under its name there is the whole of it or nothing."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    try:
-        with open(part, "xb") as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(part, file)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return file

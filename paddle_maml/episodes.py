@@ -12,7 +12,8 @@ The rule, complete enough to rebuild an episode in any language (n % m is the re
    pool[0 .. k - 1] in this order.
 4. Episode. classes = choose(number of classes, n_way): the class drawn at place l has the label l. With rotations, then one
    below(4) for each label in order: the quarter turns, counter-clockwise, of all images of this class; a character therefore
-   never appears under two rotations. Then for each label in order: choose(images of the class, k_shot + k_query); the first
+   never appears under two rotations. (Within alphabets: of the alphabets with at least n_way classes, in the order of their first
+   classes, the one numbered below(number of these); classes = choose(classes of this alphabet, n_way).) Then for each label in order: choose(images of the class, k_shot + k_query); the first
    k_shot are its support images, the others its query images.
 5. Order. Both sets are sorted by label, images of a label in the order drawn. Input value: v / 255 * 2 - 1 in float32.
 """
@@ -103,12 +104,13 @@ class EpisodeBuilder(paddle.io.Dataset):
         seed: 0 .. 2**64 - 1.
         rotations: turn each class of an episode by 0, 90, 180 or 270 degrees, which makes four classes of one.
         length: number of episodes, `len()` of the data set.
+        within_alphabet: take all classes of an episode from one alphabet, the part of a class's name before "/".
 
     Raises:
         UserError: a number that is not positive, more ways than classes, a class with too few images.
     """
 
-    def __init__(self, images, n_way, k_shot, k_query, seed=0, rotations=False, length=MAX_EPISODES):
+    def __init__(self, images, n_way, k_shot, k_query, seed=0, rotations=False, length=MAX_EPISODES, within_alphabet=False):
         super().__init__()
         for name, value in (("n_way", n_way), ("k_shot", k_shot), ("k_query", k_query), ("length", length)):
             if operator.index(value) < 1:
@@ -121,6 +123,17 @@ class EpisodeBuilder(paddle.io.Dataset):
         self.n_way, self.k_shot, self.k_query = int(n_way), int(k_shot), int(k_query)
         self.seed, self.rotations, self._length = int(seed), bool(rotations), int(length)
         self._check_images()
+        self._alphabets = self._group_by_alphabet() if within_alphabet else None
+
+    def _group_by_alphabet(self):
+        """Lists of class numbers, one for each alphabet with enough of them."""
+        by_alphabet = {}
+        for number, name in enumerate(self.classes):
+            by_alphabet.setdefault(name.split("/")[0], []).append(number)
+        enough = [numbers for numbers in by_alphabet.values() if len(numbers) >= self.n_way]
+        if not enough:
+            raise UserError(f"n_way is {self.n_way}, but no alphabet has more than {max(map(len, by_alphabet.values()))} of these classes: lower it.")
+        return enough
 
     def _check_images(self):
         if self.n_way > len(self._images):
@@ -149,18 +162,27 @@ class EpisodeBuilder(paddle.io.Dataset):
         Raises:
             IndexError: an index below 0 or from the length on.
         """
+        sets = []
+        for number, quarter_turns, chosen in self.draw(index):
+            images = self._images[number][chosen]
+            sets.append(rotate(images, quarter_turns) if quarter_turns else images)
+        return (*self._finish([images[: self.k_shot] for images in sets]), *self._finish([images[self.k_shot :] for images in sets]))
+
+    def draw(self, index):
+        """Which images an episode is made of: for each label its class number, the quarter turns, and the numbers of its images, the
+        support images first. Arguments and errors as for an item."""
         index = operator.index(index)
         if not 0 <= index < self._length:
             raise IndexError(f"episode {index} of {self._length}")
         draws = Draws(philox_words(self.seed, index))
-        classes = draws.choose(len(self._images), self.n_way)
+        if self._alphabets:
+            alphabet = self._alphabets[draws.below(len(self._alphabets))]
+            classes = [alphabet[place] for place in draws.choose(len(alphabet), self.n_way)]
+        else:
+            classes = draws.choose(len(self._images), self.n_way)
         turns = [draws.below(4) if self.rotations else 0 for _ in classes]
-        sets = []
-        for number, quarter_turns in zip(classes, turns):
-            images = self._images[number]
-            images = images[draws.choose(len(images), self.k_shot + self.k_query)]
-            sets.append(rotate(images, quarter_turns) if quarter_turns else images)
-        return (*self._finish([images[: self.k_shot] for images in sets]), *self._finish([images[self.k_shot :] for images in sets]))
+        return [(number, quarter_turns, draws.choose(len(self._images[number]), self.k_shot + self.k_query))
+                for number, quarter_turns in zip(classes, turns)]
 
     def _finish(self, images):
         x = np.concatenate(images)

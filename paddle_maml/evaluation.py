@@ -46,8 +46,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     accuracies, losses = ranks.sum_array(np.stack([accuracies, losses]))
     if not np.isfinite(losses).all():
         raise Diverged(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
-    means = accuracies.mean(axis=0)
-    intervals = 1.96 * accuracies.std(axis=0, ddof=1) / math.sqrt(episodes)
+    means, intervals = mean_and_interval(accuracies)
     return {
         "accuracy": float(means[-1]),
         "interval": float(intervals[-1]),
@@ -58,3 +57,8 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         "episodes": episodes,
         "note": NOTE,
     }
+
+
+def mean_and_interval(accuracies):
+    """Mean over episodes, the first axis, and half the width of its 95 % interval: 1.96 standard errors."""
+    return accuracies.mean(axis=0), 1.96 * accuracies.std(axis=0, ddof=1) / math.sqrt(len(accuracies))

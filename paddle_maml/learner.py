@@ -25,6 +25,9 @@ GPU_CHUNK = GPU_QUERY_CHUNK = 32
 # save time and let the memory grow with the steps.
 KEPT_GRAPHS = 2
 
+# What batch norm may know in testing, see `MetaLearner.predict`.
+STATISTICS = ("query", "support", "one")
+
 
 class MetaLearner(nn.Layer):
     """MAML over a network with explicit parameters.
@@ -144,6 +147,45 @@ class MetaLearner(nn.Layer):
             accuracies.append(np.stack([accuracy for accuracy, _ in scores], axis=1))
             losses.append(np.stack([loss for _, loss in scores], axis=1))
         return np.concatenate(accuracies), np.concatenate(losses)
+
+    def predict(self, x_spt, y_spt, x_qry, steps=None, statistics="query"):
+        """Adapt to each task and classify its query images.
+
+        Args:
+            x_spt, y_spt, x_qry: as for `meta_loss`.
+            steps: inner steps; `inner_steps` by default.
+            statistics: what batch norm knows when it classifies: "query", the whole query set, as everywhere else here and in the
+                published protocols; "support", the support set and no query image; "one", the support set and the one query image
+                that is classified (Nichol et al. 2018, section 6.1, "non-transductive").
+
+        Returns:
+            Logits, an array (T, N, n_way).
+        """
+        if statistics not in STATISTICS:
+            raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
+        logits = []
+        for x_spt, y_spt, x_qry in self._chunks((*self._tensors(x_spt, y_spt), paddle.to_tensor(x_qry).astype(self.net.linear.weight.dtype))):
+            [*_, theta] = self._trajectory(self._ready(x_spt, y_spt), self._start(x_spt.shape[0]), steps)
+            for task in range(x_spt.shape[0]):
+                own = slice(task, task + 1)
+                with paddle.no_grad():
+                    logits.append(self._classify([p[own] for p in theta], x_spt[own], x_qry[own], statistics).numpy())
+        return np.concatenate(logits)
+
+    def _classify(self, theta, x_spt, x_qry, statistics):
+        """Logits (1, N, n_way) of one task's query images."""
+        net = self.net
+        if statistics == "query":
+            return net.logits(net.first_windows(x_qry), theta)
+        if statistics == "support":
+            return net.logits(net.first_windows(x_qry), theta, net.statistics(net.first_windows(x_spt), theta))
+        logits, images = [], x_qry.squeeze(0)
+        for start in range(0, images.shape[0], self.chunk):
+            part = images[start:start + self.chunk].unsqueeze(1)
+            count = part.shape[0]
+            batch = paddle.concat([x_spt.expand([count] + x_spt.shape[1:]), part], axis=1)
+            logits.append(net.logits(net.first_windows(batch), [p.expand([count] + p.shape[1:]) for p in theta])[:, -1])
+        return paddle.concat(logits).unsqueeze(0)
 
     def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps=False):
         """One meta-step on a meta-batch.

@@ -157,13 +157,25 @@ class MAML(nn.Layer):
         blocks = operators.row_blocks(pieces[:4] if self.architecture == "pool" else pieces)
         return images, blocks, mean[:, :, :-1], covariance[:, :-1, :-1]
 
-    def logits(self, first_windows, packed):
-        """Logits (T, N, n_way) from `first_windows(x)` and packed parameters."""
-        images, blocks, mean, covariance = first_windows
-        rows = self._first_block(blocks, mean, covariance, *packed[:3])
+    def logits(self, first_windows, packed, statistics=None):
+        """Logits (T, N, n_way) from `first_windows(x)` and packed parameters.
+
+        Batch norm uses the images' own statistics, or those of other images that `statistics` returned.
+        """
+        return self._run(first_windows, packed, statistics)[0]
+
+    def statistics(self, first_windows, packed):
+        """What batch norm subtracts and divides by, block by block, where these images are the batch."""
+        return self._run(first_windows, packed, None)[1]
+
+    def _run(self, first_windows, packed, given):
+        images, blocks, *windows_moments = first_windows
+        used = [given[0] if given else windows_moments]
+        rows = self._first_block(blocks, *used[0], *packed[:3])
         for number in range(1, BLOCKS):
-            rows = self._block(rows, number, images, *packed[3 * number:3 * number + 3])
-        return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1]
+            rows, moments = self._block(rows, number, images, given and given[number], *packed[3 * number:3 * number + 3])
+            used.append(moments)
+        return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1], used
 
     def _first_block(self, blocks, mean, covariance, weight, scale, shift):
         # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is known before the
@@ -175,14 +187,15 @@ class MAML(nn.Layer):
         weight = paddle.concat([weight, shift], axis=1)
         return operators.largest_product(blocks, weight)
 
-    def _block(self, rows, number, images, weight, scale, shift):
+    def _block(self, rows, number, images, moments, weight, scale, shift):
         # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they have a quarter of the
         # pixels left to do. Increasing is batch norm if its scale is not negative; the sign goes into the convolution.
         sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
         weight = operators.scale_rows(weight, sign)
-        pooled, mean, variance = operators.convolve(rows, weight, self._convolutions[number], images)
+        pooled, *own = operators.convolve(rows, weight, self._convolutions[number], images)
+        mean, variance = moments or own
         scale = scale * sign * paddle.rsqrt(variance + EPSILON)
-        return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale))
+        return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale)), own
 
     def _features(self, rows, images):
         tasks, _, width = rows.shape

@@ -20,9 +20,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from .download import MAX_BYTES, fetch, place
+from .download import MAX_BYTES, fetch
 from .episodes import ImageSet
 from .errors import UserError
+from .files import write_whole
 from .preprocessing import check_rule, resize
 
 # Lake's alphabets and their numbers of characters; the two parts are his two zips.
@@ -288,7 +289,8 @@ def _write_cache(folders, name, key, images):
     np.savez(data, key=np.array(key), images=images)
     for folder in folders:
         with contextlib.suppress(OSError):
-            return place(folder / name, data.getbuffer())
+            folder.mkdir(parents=True, exist_ok=True)
+            return write_whole(folder / name, data.getbuffer())
     warnings.warn(f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.", stacklevel=3)
 
 
@@ -306,7 +308,7 @@ def _download(folders):
     for file, md5 in zip(files, PARTS.values()):
         if not file.exists():
             try:
-                place(file, fetch(f"{source.rstrip('/')}/{file.name}", md5))
+                write_whole(file, fetch(f"{source.rstrip('/')}/{file.name}", md5))
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise UserError(
                     f"Omniglot is not here and {file.name} could not be had from {source} ({error}): {_advice(folder)}, "

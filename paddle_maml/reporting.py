@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -9,8 +10,9 @@ import sys
 import time
 
 from .errors import UserError
+from .files import write_whole
 
-METRICS, REPORT = "metrics.csv", "report.json"
+METRICS, REPORT, CURVE = "metrics.csv", "report.json", "curve.png"
 COLUMNS = ("iteration", "loss", "accuracy", "meta_lr", "val_loss", "val_accuracy", "val_interval", "episodes_per_second", "seconds")
 
 
@@ -96,18 +98,16 @@ class Metrics:
     """
 
     def __init__(self, run_folder, iteration=0, visualdl=False):
-        self._writer = _visualdl_writer(os.path.join(run_folder, "visualdl")) if visualdl else None
+        self._writer = require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
-        write_whole(path, lambda file: self._rewrite(file, rows))
-        self._file = open(path, "a", newline="", encoding="utf-8")
-        self._csv = csv.DictWriter(self._file, COLUMNS)
-
-    @staticmethod
-    def _rewrite(file, rows):
-        writer = csv.DictWriter(file, COLUMNS)
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, COLUMNS)
         writer.writeheader()
         writer.writerows(rows)
+        write_whole(path, text.getvalue().encode())
+        self._file = open(path, "a", newline="", encoding="utf-8")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
 
     def add(self, **values):
         """Add a row: values by column name; columns left out stay empty. It is on the disk when this returns."""
@@ -137,32 +137,18 @@ def read_metrics(path):
     return [row for row in rows if None not in row.values() and None not in row and row.get("iteration", "").isdigit()]
 
 
-def _visualdl_writer(folder):
+def require_visualdl():
+    """The package visualdl; UserError if it is not installed."""
     try:
-        from visualdl import LogWriter
+        import visualdl
     except ImportError as error:
         raise UserError("visualdl is wanted but not installed: pip install visualdl.") from error
-    return LogWriter(folder)
-
-
-def write_whole(path, write):
-    """Write a text file so that it is there whole or not at all; `write` gets the open file."""
-    partial = path + ".partial"
-    try:
-        with open(partial, "w", newline="", encoding="utf-8") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException:
-        if os.path.exists(partial):
-            os.remove(partial)
-        raise
+    return visualdl
 
 
 def write_json(path, report):
     """Write a dict of plain values as JSON, whole or not at all."""
-    write_whole(path, lambda file: file.write(json.dumps(report, indent=2, allow_nan=False) + "\n"))
+    write_whole(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
 
 
 def evaluation_table(result):

@@ -1,9 +1,11 @@
 """Training: the only loop over meta-iterations, with validation, checkpoints, resume and the final test."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
+import shlex
 import time
 
 import numpy as np
@@ -16,8 +18,10 @@ from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
 from .evaluation import Diverged, evaluate
+from .files import lock_folder
 from .parallel import Ranks, started_rank
-from .reporting import METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, write_json
+from .pictures import draw_curve
+from .reporting import CURVE, METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, read_metrics, require_visualdl, write_json
 from .settings import Settings, flag
 
 
@@ -54,7 +58,7 @@ def multi_step_weights(iteration, period, inner_steps):
 def train(settings):
     """Train, keep the weights with the best validation accuracy, test them, and write the run folder.
 
-    The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json. A run that is killed and resumed ends with
+    The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json and curve.png. A run that is killed and resumed ends with
     the same weights, bit for bit, as one that is not (on a CPU). In a group of processes (parallel.py) every rank calls this, and rank 0 writes and
     speaks.
 
@@ -67,13 +71,15 @@ def train(settings):
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     settings.check()
+    if settings.visualdl:
+        require_visualdl()
     device = select_device(settings.device, announce=print if started_rank() == 0 else lambda line: None)
     ranks = Ranks.join()
     if ranks.leads:
         refuse_other_run(settings)
     parts, rule = load_images(settings)
-    with StopRequest() as stop:
-        run = _Run(settings, parts, device, stop, ranks)
+    with StopRequest() as stop, contextlib.ExitStack() as held:
+        run = _Run(settings, parts, device, stop, ranks, held)
         try:
             run.loop()
             result = run.test(rule)
@@ -102,7 +108,7 @@ class _State:
 
 
 class _Run:
-    def __init__(self, settings, parts, device, stop, ranks):
+    def __init__(self, settings, parts, device, stop, ranks, held):
         self.settings, self.parts, self.device, self.stop, self.ranks = settings, parts, device, stop, ranks
         self.folder = settings.run_folder
         paddle.seed(settings.seed)
@@ -120,6 +126,7 @@ class _Run:
 
         os.makedirs(self.folder, exist_ok=True)
         if ranks.leads:
+            held.enter_context(lock_folder(self.folder))
             checkpoint.remove_leftovers(self.folder)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
         if newest:
@@ -179,6 +186,7 @@ class _Run:
         }
         if self.ranks.leads:
             write_json(os.path.join(self.folder, REPORT), report)
+            draw_curve(read_metrics(os.path.join(self.folder, METRICS)), os.path.join(self.folder, CURVE))
         self.progress.note(evaluation_table(report["test"]))
         self.progress.note(f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
                            f"Report: {os.path.join(self.folder, REPORT)}")
@@ -281,12 +289,13 @@ class _Run:
         if self.ranks.any(self.stop.requested):
             self.save()
             self.ranks.any(False)  # nobody leaves before the checkpoint is whole: the end of one process ends the others
-            raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume --output {self.folder}")
+            raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
+                              f"--output {shlex.quote(self.folder)}")
 
     def _diverged(self, what):
         newest = checkpoint.newest_checkpoint(self.folder)
         return UserError(f"Stopped at meta-iteration {self.state.iteration + 1}, because {what}; the last good checkpoint is {newest}; "
-                         "try a lower inner_lr or meta_lr.")
+                         "start again in another folder with a lower inner_lr or meta_lr.")
 
 
 def refuse_other_run(settings):

@@ -207,6 +207,31 @@ def test_bad_numbers(wrong, message):
         EpisodeBuilder(**{"images": numbered_images(), "n_way": 5, "k_shot": 1, "k_query": 3, **wrong})
 
 
+def test_classes_of_one_alphabet():
+    classes = tuple(f"{name}/character{number:02}" for name, size in (("A", 3), ("B", 2), ("C", 5)) for number in range(size))
+    images = ImageSet("drawn", classes, np.zeros((10, 4, 1, 2, 2), np.uint8))
+    builder = EpisodeBuilder(images, 3, 1, 2, seed=4, within_alphabet=True)
+    seen = []
+    for index in range(200):
+        numbers = [number for number, _, _ in builder.draw(index)]
+        [alphabet] = {classes[number][0] for number in numbers}
+        assert len(set(numbers)) == 3
+        seen.append(alphabet)
+    assert set(seen) == {"A", "C"} and 70 < seen.count("A") < 130  # B is too small; the others are equally likely
+    with pytest.raises(UserError, match="no alphabet has more than 5"):
+        EpisodeBuilder(images, 6, 1, 2, within_alphabet=True)
+
+
+def test_draw_names_the_images_of_the_episode():
+    images = np.arange(6 * 7, dtype=np.uint8).reshape(6, 7, 1, 1, 1)
+    builder = EpisodeBuilder(images, 3, 2, 4, seed=9)
+    x_spt, _, x_qry, _ = builder[5]
+    drawn = builder.draw(5)
+    values = [images[number, chosen].ravel() for number, _, chosen in drawn]
+    np.testing.assert_array_equal(np.round((x_spt.ravel() + 1) * 127.5), np.concatenate([v[:2] for v in values]))
+    np.testing.assert_array_equal(np.round((x_qry.ravel() + 1) * 127.5), np.concatenate([v[2:] for v in values]))
+
+
 def test_bad_shapes():
     images = numbered_images()
     with pytest.raises(UserError, match="square"):

@@ -152,6 +152,46 @@ def test_adapt_is_gradient_descent_on_the_support_loss(float64):
         np.testing.assert_array_equal(a, b)
 
 
+def stock_logits(params, x, statistics_of):
+    """The network with Paddle's operators; batch norm with the statistics of the images `statistics_of`."""
+    functional = paddle.nn.functional
+    for block in range(4):
+        weight, _, scale, shift = params[4 * block:4 * block + 4]
+        maps, own = functional.conv2d(x, weight, padding=1), functional.conv2d(statistics_of, weight, padding=1)
+        mean, variance = own.mean(axis=[0, 2, 3]), own.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False)
+        x, statistics_of = (functional.max_pool2d(functional.relu(functional.batch_norm(m, mean, variance, scale, shift, epsilon=1e-5)), 2)
+                            for m in (maps, own))
+    return x.flatten(1) @ params[-2] + params[-1]
+
+
+@pytest.mark.parametrize("statistics", ["query", "support", "one"])
+def test_what_batch_norm_knows_in_predict(float64, statistics):
+    learner = small_learner(inner_steps=2, inner_lr=0.3, chunk=4)
+    for parameter, array in zip(learner.net.parameters(), reference.make_parameters(4)):
+        parameter.set_value(array)
+    x_spt, y_spt, x_qry, _ = reference.make_episodes()
+    logits = learner.predict(x_spt, y_spt, x_qry, statistics=statistics)
+    for task in range(len(x_spt)):
+        params = learner.adapt(x_spt[task], y_spt[task])
+        support, query = paddle.to_tensor(x_spt[task]), paddle.to_tensor(x_qry[task])
+        if statistics == "one":
+            expected = [stock_logits(params, image, paddle.concat([support, image])) for image in query.unsqueeze(1)]
+            expected = paddle.concat(expected)
+        else:
+            expected = stock_logits(params, query, query if statistics == "query" else support)
+        np.testing.assert_allclose(logits[task], expected.numpy(), rtol=1e-8, atol=1e-10)
+
+
+def test_only_the_published_protocol_lets_query_images_depend_on_each_other():
+    learner = small_learner(inner_steps=1)
+    x_spt, y_spt, x_qry, _ = (array.astype("float32") if array.dtype == float else array for array in reference.make_episodes())
+    for statistics, independent in (("query", False), ("support", True), ("one", True)):
+        whole, part = (learner.predict(x_spt, y_spt, x_qry[:, :count], statistics=statistics)[:, :3] for count in (15, 3))
+        assert np.allclose(whole, part, atol=1e-4) == independent
+    with pytest.raises(ValueError, match="statistics must be one of"):
+        learner.predict(x_spt, y_spt, x_qry, statistics="all")
+
+
 def test_adapted_parameters_score_as_finetune_says(float64):
     learner = small_learner(inner_steps=3, chunk=2)
     x_spt, y_spt, x_qry, y_qry = reference.make_episodes()

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from paddle_maml import download, omniglot as module
+from paddle_maml import download, files, omniglot as module
 from paddle_maml.errors import UserError
 from paddle_maml.omniglot import FINISHED_DIGESTS, class_names, digest, load_omniglot
 from paddle_maml.splits import split_classes
@@ -342,7 +342,7 @@ def test_without_a_cache_it_still_works(pictures, tmp_path):
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     with pytest.raises(OSError):
-        download.place(tmp_path / "file", b"content")
+        files.write_whole(tmp_path / "file", b"content")
     assert not list(tmp_path.iterdir())
 
 

@@ -50,7 +50,7 @@ def test_shares_are_whole_and_even():
         assert max(lengths) - min(lengths) <= 1
 
 
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", [2, 3, 4])
 def test_the_number_of_processes_changes_nothing(alone, tmp_path, processes):
     folder = str(tmp_path / "run")
     status, output, errors = call("train.py", options(output=folder, **{**RUN, "processes": processes}))
@@ -135,6 +135,18 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(tmp_path, victim):
     assert process.returncode == 2
     assert "error: " in errors and "--resume" in errors and "Traceback" not in errors
     assert not group_of(process.pid)
+
+
+@needs_proc
+def test_a_rank_that_does_not_listen_is_ended_by_force(tmp_path):
+    """A process that is stopped stands for one that hangs in native code: it takes no signal but SIGKILL."""
+    folder, process, members = running(tmp_path)
+    hanging, dying = sorted(members)
+    os.kill(hanging, signal.SIGSTOP)
+    os.kill(dying, signal.SIGKILL)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 2 and "error: " in errors
+    assert not os.path.exists(f"/proc/{hanging}")
 
 
 @needs_proc

@@ -56,6 +56,7 @@ def test_options_override_the_preset():
     (["--meta-lr", "inf"], "meta_lr is inf"),
     (["--order", "3"], "must be one of 1, 2"),
     (["--split", "random"], "must be one of competition, vinyals"),
+    (["--output", ""], "output is '', but must not be empty"),
 ])
 def test_wrong_options_are_errors(arguments, sentence):
     with pytest.raises(UserError) as error:

@@ -11,7 +11,7 @@ import numpy as np
 import paddle
 import pytest
 
-from paddle_maml import assembly, checkpoint, training
+from paddle_maml import assembly, checkpoint, files, training
 from paddle_maml.background import Ahead
 from paddle_maml.errors import UserError
 from paddle_maml.learner import MetaLearner
@@ -62,7 +62,7 @@ def finished(tmp_path_factory):
 
 def test_a_run_leaves_report_metrics_and_one_checkpoint(finished):
     folder, report = finished
-    assert sorted(os.listdir(folder)) == ["checkpoint-12", "metrics.csv", "report.json"]
+    assert sorted(os.listdir(folder)) == ["checkpoint-12", "curve.png", "metrics.csv", "report.json"]
     assert [row[0] for row in rows(folder)] == ["3", "5", "6", "9", "10", "12"]
     with open(folder / "report.json") as file:
         assert json.load(file) == report
@@ -248,6 +248,24 @@ def test_a_class_with_too_few_images_is_refused_before_anything_is_written(tmp_p
     assert not (tmp_path / "run").exists()
 
 
+def test_two_runs_do_not_write_to_one_folder(tmp_path):
+    with files.lock_folder(tmp_path), pytest.raises(UserError, match="Another process is writing to"):
+        training.train(tiny(tmp_path, resume=True))
+    assert not list(tmp_path.iterdir())
+    training.train(tiny(tmp_path, resume=True, iterations=1))
+
+
+def test_what_a_killed_write_left_is_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(files.Path, "unlink", lambda *_, **__: None)
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole(tmp_path / "metrics.csv", b"half")
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 1
+    checkpoint.remove_leftovers(str(tmp_path))
+    assert not list(tmp_path.iterdir())
+
+
 # ---- metrics, progress, threads ----
 
 
@@ -266,7 +284,8 @@ def test_rows_after_the_checkpoint_and_torn_rows_are_dropped(tmp_path):
 def test_visualdl_is_asked_for_by_name_if_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "visualdl", None)
     with pytest.raises(UserError, match="pip install visualdl"):
-        Metrics(str(tmp_path), visualdl=True)
+        training.train(tiny(tmp_path / "run", visualdl=True))
+    assert not (tmp_path / "run").exists()
 
 
 class Terminal:

@@ -9,5 +9,5 @@ machine that slows down or is busy for a while slows all of them.
     paddle_sides.py     this library, and the competition's loop
     pytorch_sides.py    PyTorch's variants
     measure.py          the turns, medians, ratios
-    scaling.py          this library's time and memory against the size of the problem; picture.py draws it
+    scaling.py          this library's time and memory against the size of the problem, and their picture
 """

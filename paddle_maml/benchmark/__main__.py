@@ -122,13 +122,12 @@ def _comparison(settings, options, device):
 
 
 def _scaling(settings, options, device):
-    from .picture import draw_scaling
     from .scaling import scale, sweeps
 
     rows = scale(settings, sweeps(settings), options.orders, options.threads, device, options.warmup, options.repeat,
                  announce=_say)
     print(_table(rows, [("quantity", lambda row: row["quantity"]), ("value", lambda row: str(row["value"]))]))
-    draw_scaling(rows, options.scaling)
+    scaling.draw(rows, options.scaling)
     print(f"picture: {options.scaling}")
     return {"scaling": rows}
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from ..pictures import draw_plots
 from .contestants import OURS, VARIANTS, Contestant
 from .measure import LossCheck, make_problem, measure
 
@@ -47,3 +48,17 @@ def scale(settings, values, orders, threads, device, warmup, repeat, announce):
                     [measured[point, contestant]] = measure([contestant], problem, device, LossCheck(), warmup, repeat)
                 rows.append({"quantity": quantity, "value": value, **measured[point, contestant]})
     return rows
+
+
+def draw(rows, path):
+    """Write the rows of `scale` as a picture: time above, memory below, a column for each quantity."""
+    quantities = list(dict.fromkeys(row["quantity"] for row in rows))
+    panels = []
+    for measure_name, title, unit in (("median_s", "seconds a meta-iteration", 1), ("peak_memory_bytes", "peak memory above imports, MiB", 1 << 20)):
+        for quantity in quantities:
+            lines = {}
+            for row in rows:
+                if row["quantity"] == quantity and row[measure_name] is not None:
+                    lines.setdefault(f"order {row['order']}", []).append((row["value"], row[measure_name] / unit))
+            panels.append((f"{quantity}: {title}", lines, 0))
+    draw_plots(panels, path, columns=len(quantities))

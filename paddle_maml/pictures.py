@@ -1,0 +1,158 @@
+"""Plots and sheets of characters as PNG. Pillow draws them, because the library needs no plotting package otherwise."""
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from .files import write_whole
+
+COLOURS = ((31, 97, 166), (214, 96, 20), (60, 140, 60), (120, 120, 120))
+GREY, BLACK = (222, 222, 222), (40, 40, 40)
+
+PANEL_WIDTH, PANEL_HEIGHT = 300, 220  # in pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 30, 36  # a panel's margins
+_LEGEND = 20
+
+
+def draw_plots(panels, path, columns):
+    """Write line plots, side by side, to one picture.
+
+    Args:
+        panels: list of (title, {name of the line: list of (x, y)}, lowest y). The same name has the same colour in every panel.
+        path: of the PNG file.
+        columns: panels in a row.
+    """
+    names = list(dict.fromkeys(name for _, lines, _ in panels for name in lines))
+    colours = dict(zip(names, COLOURS))
+    rows = -(-len(panels) // columns)
+    image = Image.new("RGB", (PANEL_WIDTH * columns, PANEL_HEIGHT * rows + _LEGEND), "white")
+    draw, x = ImageDraw.Draw(image), 36
+    for name in names:
+        draw.line([(x, 11), (x + 18, 11)], colours[name], 2)
+        draw.text((x + 24, 5), name, BLACK)
+        x += 48 + 6 * len(name)
+    for number, (title, lines, lowest) in enumerate(panels):
+        row, column = divmod(number, columns)
+        _panel(draw, column * PANEL_WIDTH, row * PANEL_HEIGHT + _LEGEND, title, lines, lowest, colours)
+    save(image, path)
+
+
+def draw_curve(rows, path):
+    """Write the course of a run: loss and accuracy in training and validation.
+
+    Args:
+        rows: of metrics.csv, as `reporting.read_metrics` returns them.
+        path: of the PNG file.
+    """
+    def line(column):
+        return [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
+
+    accuracies = {"training": line("accuracy"), "validation": line("val_accuracy")}
+    # A good run spends most of its time near 1.
+    best = max([y for _, y in accuracies["validation"]], default=0)
+    draw_plots([("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
+                ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0)], path, columns=2)
+
+
+def draw_sheet(lines, path, zoom=2):
+    """Write lines of small pictures with captions.
+
+    Args:
+        lines: list of (caption, list of (uint8 image (H, W), text under it)).
+        path: of the PNG file.
+        zoom: screen pixels for a pixel.
+    """
+    side = zoom * max((image.shape[0] for _, cells in lines for image, _ in cells), default=1)
+    width, height = max([len(caption) * 6 + 16 for caption, _ in lines] + [(side + 8) * len(cells) + 8 for _, cells in lines]), side + 36
+    sheet = Image.new("RGB", (width, max(1, height * len(lines))), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (caption, cells) in enumerate(lines):
+        top = number * height
+        draw.text((8, top + 4), caption, BLACK)
+        for column, (image, text) in enumerate(cells):
+            picture = Image.fromarray(image).resize((zoom * image.shape[1], zoom * image.shape[0]), Image.NEAREST)
+            sheet.paste(picture, (8 + column * (side + 8), top + 18))
+            draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
+    save(sheet, path)
+
+
+def draw_matrix(matrix, groups, path, zoom=2):
+    """Write a square matrix as a picture, white for 0 and dark for its largest entry, with lines between groups of rows.
+
+    Args:
+        matrix: float (n, n), not negative.
+        groups: list of (name, size); the sizes add up to n.
+        path: of the PNG file.
+        zoom: screen pixels for an entry.
+    """
+    size = zoom * len(matrix)
+    shade = 255 - np.round(225 * matrix / max(matrix.max(), 1e-12)).astype(np.uint8)
+    picture = Image.fromarray(shade).resize((size, size), Image.NEAREST)
+    margin = 16 + 6 * max(len(name) for name, _ in groups)
+    image = Image.new("RGB", (margin + size + 8, size + 16), "white")
+    image.paste(picture, (margin, 8))
+    draw, start, written = ImageDraw.Draw(image), 0, -12
+    for name, count in groups:
+        place = 8 + zoom * start
+        draw.line([(margin, place), (margin + size, place)], GREY)
+        draw.line([(margin + zoom * start, 8), (margin + zoom * start, 8 + size)], GREY)
+        if place - written >= 12:
+            draw.text((8, place), name, BLACK)
+            written = place
+        start += count
+    save(image, path)
+
+
+def save(image, path):
+    """Write a Pillow image as PNG, whole or not at all."""
+    data = io.BytesIO()
+    image.save(data, "PNG")
+    write_whole(path, data.getvalue())
+
+
+def _panel(draw, left, top, title, lines, lowest, colours):
+    """One plot, the x axis from zero."""
+    draw.text((left + _LEFT, top + 10), title, BLACK)
+    points = [point for line in lines.values() for point in line]
+    if not points:
+        return
+    x_end, step = max(x for x, _ in points) or 1, _step(max(y for _, y in points) - lowest)
+    parts = max(1, -(-(max(y for _, y in points) - lowest) // step))
+
+    def place(x, y):
+        share = max(0.0, y - lowest) / (parts * step)
+        return (left + _LEFT + x / x_end * (PANEL_WIDTH - _LEFT - _RIGHT),
+                top + PANEL_HEIGHT - _BOTTOM - share * (PANEL_HEIGHT - _TOP - _BOTTOM))
+
+    for number in range(round(parts) + 1):
+        value = lowest + number * step
+        draw.line([place(0, value), place(x_end, value)], GREY)
+        _centred(draw, (left + _LEFT // 2, place(0, value)[1] - 6), f"{value:g}")
+    drawn = -_LEFT
+    for x in sorted({x for x, _ in points}):
+        # Small values lie close together; a label needs some room.
+        if place(x, 0)[0] - drawn >= 10 + 6 * len(str(x)):
+            drawn = place(x, 0)[0]
+            _centred(draw, (drawn, place(0, lowest)[1] + 6), str(x))
+    for name, line in lines.items():
+        spots = [place(x, y) for x, y in sorted(line)]
+        draw.line(spots, colours[name], 2)
+        for x, y in spots if len(spots) <= 30 else []:
+            draw.ellipse([x - 3, y - 3, x + 3, y + 3], colours[name])
+
+
+def _step(most):
+    """A distance of 1, 2 or 5 times a power of ten that divides 0 .. most into three to seven parts."""
+    step = 10.0 ** -9
+    while True:
+        for factor in (1, 2, 5):
+            if most <= 6 * factor * step:
+                return factor * step
+        step *= 10
+
+
+def _centred(draw, place, text):
+    # Pillow 9.1 cannot measure text in its own font; a character is about 6 pixels wide.
+    draw.text((place[0] - 3 * len(text), place[1]), text, BLACK)

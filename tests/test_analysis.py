@@ -1,0 +1,77 @@
+"""What one accuracy leaves out: the counts by hand, and the whole of it once."""
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from paddle_maml import EpisodeBuilder, ImageSet, cli
+from paddle_maml.analysis import ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _confused_pairs, _confusion_rates, _inner_rates
+from test_learner import small_learner
+from tiny_run import options
+
+
+def predictions(said):
+    images = ImageSet("drawn", ("A/1", "B/1", "A/2"), np.zeros((3, 4, 1, 2, 2), np.uint8))
+    builder = EpisodeBuilder(images, 2, 1, 2)
+    return Predictions(builder, np.array(said), np.array([0, 0, 1, 1])), [[number for number, _, _ in builder.draw(i)] for i in range(len(said))]
+
+
+def test_accuracies_and_confusions_by_hand():
+    result, classes = predictions([[0, 0, 1, 1], [0, 1, 1, 1], [1, 1, 1, 0]])
+    assert result.accuracies.tolist() == [1, 0.75, 0.25]
+    times = np.zeros((3, 3), int)
+    together = np.zeros((3, 3), int)
+    for episode, said in zip(classes, result.said):
+        for right, answer in zip([0, 0, 1, 1], said):
+            times[episode[right], episode[answer]] += right != answer
+        for one in episode:
+            for other in episode:
+                together[one, other] += 2
+    pairs = _confused_pairs(result)
+    assert sum(pair["times"] for pair in pairs) == 4
+    assert [pair["times"] for pair in pairs] == sorted((pair["times"] for pair in pairs), reverse=True)
+    names = ["A/1", "B/1", "A/2"]
+    for pair in pairs:
+        one, other = names.index(pair["class"]), names.index(pair["taken_for"])
+        assert (pair["times"], pair["of"]) == (times[one, other], together[one, other])
+    rates, groups = _confusion_rates(result)
+    assert groups == [("A", 2), ("B", 1)]
+    order = [0, 2, 1]
+    np.testing.assert_allclose(rates, (times / np.maximum(together, 1))[np.ix_(order, order)])
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_inner_rates_are_scaled_for_a_while(learned):
+    learner = small_learner(inner_lr=0.2, learn_inner_lr=learned)
+    def rate():
+        return learner._rates(0)[0]
+    with pytest.raises(KeyError), _inner_rates(learner, 4.0):
+        assert rate() == pytest.approx(0.8)
+        raise KeyError
+    assert rate() == pytest.approx(0.2)
+
+
+def test_eval_analyses_a_run(tmp_path, capsys):
+    run, folder = tmp_path / "run", tmp_path / "analysis"
+    assert cli.main_train(options(output=run, iterations=2)) == 0
+    capsys.readouterr()
+    assert cli.main_eval(["--weights", str(run), "--analyse", str(folder), "--episodes", "5"]) == 0
+    screen = capsys.readouterr().out
+    analysis = json.loads((folder / ANALYSIS).read_text())["analysis"]
+    assert (analysis["split"], analysis["dataset"], analysis["episodes"]) == ("test", "synthetic", 5)
+    assert len(analysis["batch_norm"]) == 3 and len(analysis["inner_steps_table"]) == 11 and len(analysis["inner_rates"]) == 5
+    # Two ways to the same number, one in single precision; the run adapts with 2 steps.
+    assert analysis["batch_norm"][0]["accuracy"] == pytest.approx(analysis["inner_steps_table"][2]["accuracy"], abs=1e-6)
+    worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
+    assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(analysis["batch_norm"][0]["accuracy"])
+    assert "support set and one query image" in screen and "classes of one alphabet" in screen and "10 inner steps" in screen
+    for name in (CONFUSION, WORST_EPISODES):
+        with Image.open(folder / name) as picture:
+            assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 2
+
+
+def test_a_file_is_no_folder(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert cli.main_eval(["--weights", str(tmp_path), "--analyse", str(tmp_path / "file")]) == 2
+    assert "which is a file" in capsys.readouterr().err

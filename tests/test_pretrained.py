@@ -1,0 +1,69 @@
+"""Weights that come with the library: cards, digests, and that they are what their cards say."""
+import json
+
+import numpy as np
+import pytest
+
+from paddle_maml import assembly, checkpoint, cli, pretrained
+from paddle_maml.errors import UserError
+from paddle_maml.evaluation import evaluate
+from paddle_maml.settings import settings_from_preset
+from tiny_run import options
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder of its own with the weights of a tiny run, under the name tiny."""
+    run, folder = tmp_path / "run", tmp_path / "shelf"
+    folder.mkdir()
+    monkeypatch.setattr(pretrained, "FOLDER", folder)
+    with pytest.raises(UserError, match="not come to its end"):
+        pretrained.add(str(run), "tiny")
+    assert cli.main_train(options(output=run, iterations=2)) == 0
+    pretrained.add(str(run), "tiny")
+    return run, folder
+
+
+def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
+    run, folder = shelf
+    assert pretrained.names() == ["tiny"]
+    path, settings, card = pretrained.find("tiny")
+    report = json.loads((run / "report.json").read_text())
+    assert card["test"] == report["test"] and card["name"] == "tiny"
+    assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (4, 2, None, None)
+    weights, _ = checkpoint.find_weights(str(run))
+    with open(weights, "rb") as one, open(path, "rb") as other:
+        assert one.read() == other.read()
+    capsys.readouterr()
+    assert cli.main_eval(["--pretrained", "tiny", "--episodes", "6"]) == 0
+    screen = capsys.readouterr().out
+    assert f"{report['test']['accuracy']:.2%} +- {report['test']['interval']:.2%}" in screen
+
+
+def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
+    _, folder = shelf
+    with open(folder / "tiny.pdparams", "ab") as file:
+        file.write(b"x")
+    assert cli.main_eval(["--pretrained", "tiny"]) == 2
+    assert "not the file that its card describes" in capsys.readouterr().err
+    assert cli.main_eval(["--pretrained", "other"]) == 2
+    assert "there are: tiny" in capsys.readouterr().err
+    assert cli.main_eval(["--pretrained", "tiny", "--weights", "x"]) == 2
+    assert "either --weights or --pretrained" in capsys.readouterr().err
+
+
+def test_the_command_of_settings_is_what_was_typed():
+    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25)
+    assert pretrained.command(settings) == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
+
+
+@pytest.mark.parametrize("name", pretrained.names())
+def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
+    path, settings, card = pretrained.find(name)
+    parts, _ = assembly.load_images(settings)
+    learner = assembly.make_learner(settings, parts["test"])
+    checkpoint.load_weights(learner, path)
+    result = evaluate(learner, assembly.evaluation_episodes(settings, parts["test"]), 200, settings.steps_at_test)
+    # The first 200 of the card's episodes: they differ from the mean of all by chance alone.
+    allowed = 1.5 * np.hypot(result["interval"], card["test"]["interval"])
+    assert abs(result["accuracy"] - card["test"]["accuracy"]) <= allowed
