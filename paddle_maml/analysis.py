@@ -1,4 +1,4 @@
-"""What one accuracy leaves out: what batch norm was allowed to see, how many inner steps of which rate, how alike the classes were, and
+"""What one accuracy leaves out: whose statistics batch norm used, how many inner steps of which rate, how alike the classes were, and
 what was mistaken for what."""
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
-from .evaluation import evaluate, mean_and_interval
+from .evaluation import Diverged, mean_and_interval
 from .pictures import draw_matrix, draw_sheet
 from .reporting import write_json
 
@@ -19,31 +19,35 @@ RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PAIRS, WORST = 10, 6  # classes confused most often, and episodes, that are shown
 BATCH = 16  # episodes at a time; it changes memory only
 
-BATCH_NORM = {"query": "the whole query set (published protocol)", "one": "support set and one query image", "support": "support set alone"}
+BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": "the support set and one query image",
+                    "support": "the support set alone"}
 ANALYSIS, CONFUSION, WORST_EPISODES = "analysis.json", "confusion.png", "worst.png"
 
 
 @dataclasses.dataclass
 class Predictions:
-    """What was said of the query images of episodes 0, 1, ...: labels (episodes, N), and the right ones (N,)."""
+    """The labels that were predicted for the query images of episodes 0, 1, ..., (episodes, N), and the true ones, (N,)."""
 
     builder: EpisodeBuilder
-    said: np.ndarray
-    right: np.ndarray
+    predicted: np.ndarray
+    labels: np.ndarray
 
     @property
     def accuracies(self):
         """Of each episode."""
-        return (self.said == self.right).mean(axis=1)
+        return (self.predicted == self.labels).mean(axis=1)
 
 
 def predict_episodes(learner, builder, episodes, steps, statistics="query"):
-    """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`."""
-    said = []
+    """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`; raises `Diverged`."""
+    predicted = []
     for start in range(0, episodes, BATCH):
         x_spt, y_spt, x_qry, y_qry = meta_batch(builder, range(start, min(start + BATCH, episodes)))
-        said.append(learner.predict(x_spt, y_spt, x_qry, steps, statistics).argmax(axis=-1))
-    return Predictions(builder, np.concatenate(said), y_qry[0])
+        logits = learner.predict(x_spt, y_spt, x_qry, steps, statistics)
+        if not np.isfinite(logits).all():
+            raise Diverged("A score is not a finite number: lower inner_lr.")
+        predicted.append(logits.argmax(axis=-1))
+    return Predictions(builder, np.concatenate(predicted), y_qry[0])
 
 
 def analyse(learner, settings, images, val_images, announce):
@@ -58,44 +62,57 @@ def analyse(learner, settings, images, val_images, announce):
 
     Returns:
         (analysis, predictions): a dict of plain values, and the `Predictions` of the published protocol.
+
+    Raises:
+        UserError: the episodes cannot be built, or the adaptation diverges with the settings as they are.
     """
     def episodes_of(images, **options):
         return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, **options)
 
-    episodes, steps, builder = settings.test_episodes, settings.steps_at_test, episodes_of(images)
-    analysis = {"episodes": episodes, "n_way": settings.n_way, "k_shot": settings.k_shot, "k_query": settings.test_k_query,
-                "inner_steps": steps, "inner_lr": settings.inner_lr, "seed": settings.seed, "batch_norm": [], "inner_rates": []}
-    predictions = None
-    for statistics, meaning in BATCH_NORM.items():
-        announce(f"batch norm knows {meaning}")
-        result = predict_episodes(learner, builder, episodes, steps, statistics)
-        predictions = predictions or result
-        analysis["batch_norm"].append({"knows": meaning, **_summary(result.accuracies)})
-    announce("classes of one alphabet")
-    try:
-        alphabets = episodes_of(images, within_alphabet=True)
-        analysis["within_alphabet"] = _summary(predict_episodes(learner, alphabets, episodes, steps).accuracies)
-    except UserError as error:
-        analysis["within_alphabet"] = {"not_measured": str(error)}
-    announce(f"0 to {INNER_STEPS} inner steps")
-    result = evaluate(learner, builder, episodes, INNER_STEPS)
-    analysis["inner_steps_table"] = [{"steps": step, "accuracy": accuracy, "interval": interval} for step, (accuracy, interval)
-                                     in enumerate(zip(result["accuracy_per_step"], result["interval_per_step"]))]
+    episodes, steps = settings.test_episodes, settings.steps_at_test
+    builder, val_builder = episodes_of(images), episodes_of(val_images)
+    announce("batch statistics of " + BATCH_STATISTICS["query"])
+    predictions = predict_episodes(learner, builder, episodes, steps)
+
+    def accuracy(title, builder, **options):
+        announce(title)
+        return _measured(lambda: predict_episodes(learner, builder(), episodes, steps, **options).accuracies)
+
+    by_statistics = [{"statistics": BATCH_STATISTICS["query"], **_summary(predictions.accuracies)}]
+    for statistics, meaning in list(BATCH_STATISTICS.items())[1:]:
+        result = accuracy("batch statistics of " + meaning, lambda: builder, statistics=statistics)
+        by_statistics.append({"statistics": meaning, **result})
+    one_alphabet = accuracy("classes of one alphabet", lambda: episodes_of(images, within_alphabet=True))
+    by_steps = []
+    for number in range(INNER_STEPS + 1):
+        announce(f"{number} inner steps")
+        by_steps.append({"steps": number, **_measured(lambda: predict_episodes(learner, builder, episodes, number).accuracies)})
+    by_factor = []
     for factor in RATE_FACTORS:
-        announce(f"inner rates times {factor:g}, validation classes")
         with _inner_rates(learner, factor):
-            result = predict_episodes(learner, episodes_of(val_images), episodes, steps)
-        analysis["inner_rates"].append({"factor": factor, **_summary(result.accuracies)})
-    analysis["confused"] = _confused_pairs(predictions)
+            by_factor.append({"factor": factor, **accuracy(f"inner rates times {factor:g}, validation classes", lambda: val_builder)})
+    counts = _counts(predictions)
     worst = np.argsort(predictions.accuracies, kind="stable")[:WORST]
-    analysis["worst_episodes"] = [{"episode": int(index), "accuracy": float(predictions.accuracies[index])} for index in worst]
-    return analysis, predictions
+    return {
+        "episodes": episodes, "n_way": settings.n_way, "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": steps,
+        "inner_lr": settings.inner_lr, "learn_inner_lr": settings.learn_inner_lr, "seed": settings.seed,
+        "accuracy_by_batch_statistics": by_statistics, "accuracy_within_alphabets": one_alphabet, "accuracy_by_inner_steps": by_steps,
+        "accuracy_by_rate_factor": by_factor, "confused": _confused_pairs(builder.classes, *counts),
+        "worst_episodes": [{"episode": int(index), "accuracy": float(predictions.accuracies[index])} for index in worst],
+    }, predictions
+
+
+def _measured(accuracies):
+    """Mean and interval of what a function returns, or why there is none."""
+    try:
+        return _summary(accuracies())
+    except UserError as error:
+        return {"not_measured": str(error)}
 
 
 def write_analysis(folder, report, predictions):
-    """Write analysis.json, confusion.png and worst.png into a folder, which is made if it is missing."""
-    os.makedirs(folder, exist_ok=True)
-    rates, groups = _confusion_rates(predictions)
+    """Write analysis.json, confusion.png and worst.png into a folder."""
+    rates, groups = _confusion_rates(predictions.builder.classes, *_counts(predictions))
     draw_matrix(rates, groups, os.path.join(folder, CONFUSION))
     draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in report["analysis"]["worst_episodes"]]),
                os.path.join(folder, WORST_EPISODES))
@@ -106,18 +123,18 @@ def analysis_table(analysis):
     """The analysis as lines of text."""
     lines = [f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, {analysis['episodes']} episodes, "
              "accuracy with 95 % interval; unless the line says otherwise: "
-             f"{analysis['inner_steps']} inner steps, batch norm over the whole query set, classes of the tested part", ""]
+             f"{analysis['inner_steps']} inner steps, batch statistics of the whole query set, classes of the tested part", ""]
 
     def add(label, result):
         said = result.get("not_measured") or f"{result['accuracy']:7.2%} +- {result['interval']:.2%}"
         lines.append(f"{label:56s} {said}")
 
-    for row in analysis["batch_norm"]:
-        add("batch norm knows " + row["knows"], row)
-    add("classes of one alphabet", analysis["within_alphabet"])
-    for row in analysis["inner_steps_table"]:
+    for row in analysis["accuracy_by_batch_statistics"]:
+        add("batch statistics of " + row["statistics"], row)
+    add("classes of one alphabet", analysis["accuracy_within_alphabets"])
+    for row in analysis["accuracy_by_inner_steps"]:
         add(f"{row['steps']} inner steps", row)
-    for row in analysis["inner_rates"]:
+    for row in analysis["accuracy_by_rate_factor"]:
         add(f"inner rates times {row['factor']:g}, validation classes", row)
     lines += [""] + [f"{row['class']} was taken for {row['taken_for']} {row['times']} times of {row['of']}" for row in analysis["confused"]]
     return "\n".join(lines)
@@ -147,17 +164,16 @@ def _counts(predictions):
     """How often class i was taken for class j, and how often it could have been: int arrays (classes, classes)."""
     size = len(predictions.builder.classes)
     taken, possible = np.zeros((2, size, size), np.int64)
-    for index, said in enumerate(predictions.said):
+    for index, predicted in enumerate(predictions.predicted):
         numbers = np.array([number for number, _, _ in predictions.builder.draw(index)])
-        np.add.at(taken, (numbers[predictions.right], numbers[said]), 1)
+        np.add.at(taken, (numbers[predictions.labels], numbers[predicted]), 1)
         possible[np.ix_(numbers, numbers)] += predictions.builder.k_query
+    np.fill_diagonal(taken, 0)
     return taken, possible
 
 
-def _confused_pairs(predictions):
-    taken, possible = _counts(predictions)
-    np.fill_diagonal(taken, 0)
-    names, pairs = predictions.builder.classes, []
+def _confused_pairs(names, taken, possible):
+    pairs = []
     for flat in np.argsort(-taken, axis=None, kind="stable")[:PAIRS]:
         one, other = np.unravel_index(flat, taken.shape)
         if taken[one, other]:
@@ -165,17 +181,13 @@ def _confused_pairs(predictions):
     return pairs
 
 
-def _confusion_rates(predictions):
+def _confusion_rates(names, taken, possible):
     """Mistaken share of the times that were possible, classes sorted by name; and the alphabets as (name, classes)."""
-    taken, possible = _counts(predictions)
-    np.fill_diagonal(taken, 0)
-    names = predictions.builder.classes
-    order = sorted(range(len(names)), key=names.__getitem__)
-    groups = {}
+    order, groups = sorted(range(len(names)), key=names.__getitem__), {}
     for number in order:
-        groups.setdefault(names[number].split("/")[0], []).append(number)
-    rates = taken / np.maximum(possible, 1)
-    return rates[np.ix_(order, order)], [(name, len(members)) for name, members in groups.items()]
+        alphabet = names[number].split("/")[0]
+        groups[alphabet] = groups.get(alphabet, 0) + 1
+    return (taken / np.maximum(possible, 1))[np.ix_(order, order)], list(groups.items())
 
 
 def _worst_lines(predictions, indices):
@@ -183,12 +195,13 @@ def _worst_lines(predictions, indices):
     lines = []
     for index in indices:
         x_spt, y_spt, x_qry, _ = predictions.builder[index]
-        said, right = predictions.said[index], predictions.right
+        predicted, labels = predictions.predicted[index], predictions.labels
         firsts = [int(np.argmax(y_spt == label)) for label in range(predictions.builder.n_way)]
-        wrong = np.flatnonzero(said != right)
-        lines.append((f"episode {index}, {np.mean(said == right):.1%} right; support",
+        wrong = np.flatnonzero(predicted != labels)
+        lines.append((f"episode {index}, {np.mean(predicted == labels):.1%} right; support",
                       [(_grey(x_spt[first]), str(label)) for label, first in enumerate(firsts)]))
-        lines.append((f"{len(wrong)} of {len(said)} mistaken", [(_grey(x_qry[number]), f"{right[number]} as {said[number]}") for number in wrong[:20]]))
+        lines.append((f"{len(wrong)} of {len(labels)} mistaken",
+                      [(_grey(x_qry[number]), f"{labels[number]} as {predicted[number]}") for number in wrong[:20]]))
     return lines
 
 

@@ -53,4 +53,4 @@ def describe(result, settings, images, rule, part):
     """A result of `evaluate` with what it was measured on."""
     return {"dataset": images.name, "split_rule": rule, "split": part, "classes": len(images.classes), "n_way": settings.n_way,
             "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": settings.steps_at_test,
-            "inner_lr": settings.inner_lr, "seed": settings.seed, **result}
+            "inner_lr": settings.inner_lr, "learn_inner_lr": settings.learn_inner_lr, "seed": settings.seed, **result}

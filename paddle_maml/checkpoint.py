@@ -163,6 +163,8 @@ def load_weights(learner, path):
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
+    if "inner_rates" in content and learner.inner_rates is None:
+        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use --pretrained.")
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
     set_weights(layer, content, path)
 

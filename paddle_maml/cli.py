@@ -126,9 +126,13 @@ def train_member(settings):
 
 
 # The settings that matter to an evaluation, with the options that are named differently there: --split is the part to test on.
-_EVALUATED = ("dataset", "data_dir", "split", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr",
+_EVALUATED = ("dataset", "data_dir", "split", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr", "adapted",
               "test_inner_steps", "test_episodes", "test_k_query", "seed", "device", "chunk")
-_EVAL_FLAGS = {"split": "--split-rule", "test_episodes": "--episodes", "test_k_query": "--k-query", "test_inner_steps": "--inner-steps"}
+_EVAL_OPTIONS = {"split": ("--split-rule", "rule that divides Omniglot's classes into train, val and test"),
+                 "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
+                 "test_k_query": ("--k-query", "query images of each class"),
+                 "test_inner_steps": ("--inner-steps", "gradient steps on the support set; default: those of the run's tests"),
+                 "seed": ("--seed", "decides the episodes")}
 
 
 def _evaluate(arguments):
@@ -137,16 +141,18 @@ def _evaluate(arguments):
     parser.add_argument("--weights", metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
     parser.add_argument("--pretrained", metavar="NAME", help="instead of --weights: weights that come with the library, such as 5way-1shot")
     parser.add_argument("--split", dest="part", choices=("train", "val", "test"), default="test", help="classes to draw episodes from (default test)")
-    parser.add_argument("--analyse", metavar="FOLDER", help="instead: a table of what one accuracy leaves out (what batch norm sees, inner steps and "
+    parser.add_argument("--analyse", metavar="FOLDER", help="instead: a table of what one accuracy leaves out (batch statistics, inner steps and "
                         "rates, classes of one alphabet, confusions); FOLDER gets it as JSON, and pictures")
     parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
-    parser.add_settings(_EVALUATED, _EVAL_FLAGS)
+    parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
     path, name, part, json_path, folder = (given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse"))
     if not path and not name or path and name:
         raise UserError("Give either --weights or --pretrained.")
-    if folder and os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"--analyse is {folder}, which is a file; name a folder.")
+    if folder is not None:
+        if not folder or os.path.exists(folder) and not os.path.isdir(folder):
+            raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
+        os.makedirs(folder, exist_ok=True)
     if json_path and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
         raise UserError(f"--json is {json_path}, but its folder does not exist.")
     if json_path and os.path.isdir(json_path):
@@ -160,6 +166,8 @@ def _evaluate(arguments):
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
     stored = {**(stored or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**stored, **given})
+    if settings.learn_inner_lr and "inner_lr" in given:
+        raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
     device = select_device(settings.device)
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
@@ -169,9 +177,12 @@ def _evaluate(arguments):
         from .analysis import analyse, analysis_table, write_analysis
 
         analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
-        write_analysis(folder, {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}, predictions)
+        report = {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}
         print(analysis_table(analysis))
+        write_analysis(folder, report, predictions)
         print(f"Pictures and JSON: {folder}")
+        if json_path:
+            write_json(json_path, report)
         return
     result = evaluate(learner, assembly.evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
     report = {"evaluation": assembly.describe(result, settings, parts[part], rule, part), **about}

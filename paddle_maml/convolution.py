@@ -33,8 +33,10 @@ _B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
 _G = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _A = np.array([[1, 1, 1, 0], [0, 1, -1, -1]])
 # Of the two axes together; "flipped": the taps in reverse order.
-_WINOGRAD = {"B": np.kron(_B, _B), "G": np.kron(_G, _G), "G flipped": np.kron(_G, _G)[:, ::-1], "A": np.kron(_A, _A)}
-_DEFINITION = {"A": np.ones([1, TAPS])}
+_ALGORITHMS = {
+    "winograd": {"B": np.kron(_B, _B), "G": np.kron(_G, _G), "G flipped": np.kron(_G, _G)[:, ::-1], "A": np.kron(_A, _A)},
+    "definition": {"A": np.ones([1, TAPS])},
+}
 
 
 class Block(typing.NamedTuple):
@@ -71,7 +73,7 @@ class Convolution:
         self.tiles = Tiles(height, width, stride, pool)
         #: Pixels of one image's output, before the pooling.
         self.pixels = self.tiles.conv_size[0] * self.tiles.conv_size[1]
-        self._matrices = _WINOGRAD if pool else _DEFINITION
+        self._algorithm = "winograd" if pool else "definition"
 
     def groups(self, tasks, images):
         """Lists of blocks, each list with all images of the same tasks."""
@@ -86,10 +88,7 @@ class Convolution:
     def transform(self, weight, name="G"):
         """G w at each position: (T, positions, C, D)."""
         tasks, rows, depth = weight.shape
-        taps = weight.reshape([tasks, TAPS, -1])
-        if name in self._matrices:
-            taps = paddle.matmul(_constant(self._matrices[name], weight.dtype), taps)
-        return taps.reshape([tasks, self.tiles.positions, rows // TAPS, depth])
+        return self._times(name, weight.reshape([tasks, TAPS, -1])).reshape([tasks, self.tiles.positions, rows // TAPS, depth])
 
     def output(self, block, factors, images):
         """Sum over (rows, transformed weight) of their convolutions, for a block: (tasks, pixels of all tiles, D)."""
@@ -120,16 +119,14 @@ class Convolution:
             by_rows = paddle.gather(by_rows.reshape([-1, channels]), numbers.reading_order).reshape([tasks, -1, channels])
         return by_rows, by_weight
 
-    def untransform(self, by_weight):
+    def transpose_transform(self, by_weight):
         """From the gradient by the transformed flipped weight to that by the weight, (T, 9 * C, D)."""
         tasks, _, channels, depth = by_weight.shape
-        if "G flipped" in self._matrices:
-            matrix = _constant(self._matrices["G flipped"], by_weight.dtype)
-            by_weight = paddle.matmul(matrix, by_weight.flatten(2), transpose_x=True)
-        return by_weight.reshape([tasks, TAPS * channels, depth])
+        return self._times("G flipped", by_weight, transpose=True).reshape([tasks, TAPS * channels, depth])
 
     def corners(self, maps, block):
-        """What `output` returns as the corners of the pooling windows: each (tasks, pooled pixels, D), in reading order."""
+        """What `output` returns as the corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that may be
+        overwritten; without pooling the maps themselves."""
         if not self.tiles.pool:
             return [maps]
         tiles, pooled = self.tiles.tiles(block.images), self.tiles.pooled_tiles(block.images)
@@ -157,23 +154,26 @@ class Convolution:
     def _windows(self, rows, numbers):
         """What lies at the positions of all tiles, times B: (tasks, positions, tiles, C)."""
         windows = _gather(rows, numbers, self.tiles.positions)
-        if "B" in self._matrices:
-            windows = paddle.matmul(_constant(self._matrices["B"], rows.dtype), windows.flatten(2)).reshape(windows.shape)
-        return windows
+        return self._times("B", windows).reshape(windows.shape)
 
     def _pixels(self, products):
         """A times the products: (tasks, pixels of all tiles, D)."""
         tasks, _, _, depth = products.shape
-        pixels = paddle.matmul(_constant(self._matrices["A"], products.dtype), products.flatten(2))
-        return pixels.reshape([tasks, -1, depth])
+        return self._times("A", products).reshape([tasks, -1, depth])
 
     def _spread(self, own):
         """A^T times the tiles' own pixels: (tasks, positions, tiles, C)."""
         tasks, _, tiles, channels = own.shape
         if not self.tiles.pool:
             return own.expand([tasks, self.tiles.positions, tiles, channels])
-        spread = paddle.matmul(_constant(self._matrices["A"], own.dtype), own.flatten(2), transpose_x=True)
-        return spread.reshape([tasks, self.tiles.positions, tiles, channels])
+        return self._times("A", own, transpose=True).reshape([tasks, self.tiles.positions, tiles, channels])
+
+    def _times(self, name, values, transpose=False):
+        """A constant of the algorithm, or its transpose, times values (tasks, k, ...) along their second axis: (tasks, k', ...). Where the
+        algorithm has no such constant, the values."""
+        if name not in _ALGORITHMS[self._algorithm]:
+            return values
+        return paddle.matmul(_constant(self._algorithm, name, values.dtype, paddle.get_device()), values.flatten(2), transpose_x=transpose)
 
 
 def add_in_place(total, term):
@@ -200,7 +200,7 @@ def window_rows(rows, windows, images):
 
 @functools.lru_cache(maxsize=16)
 def _window_numbers(windows, images, device):
-    return [paddle.to_tensor(np.append(numbers, np.full([len(numbers), 1], windows.pixels * images + 1, np.int32), axis=1).ravel())
+    return [paddle.to_tensor(np.append(numbers, np.full([len(numbers), 1], windows.height * windows.width * images + 1, np.int32), axis=1).ravel())
             for numbers in windows.rows(images)]
 
 
@@ -229,12 +229,6 @@ def _numbers(tiles, tasks, images, dtype, device):
                     of_tasks(tiles.reading_order(images), own.size), paddle.to_tensor(tiles.inside(images)[None], dtype))
 
 
-_tensors = {}
-
-
-def _constant(matrix, dtype):
-    """A matrix as a tensor of the dtype on the current device, made once."""
-    key = id(matrix), dtype, str(paddle.get_device())
-    if key not in _tensors:
-        _tensors[key] = paddle.to_tensor(matrix, dtype)
-    return _tensors[key]
+@functools.lru_cache(maxsize=32)
+def _constant(algorithm, name, dtype, device):
+    return paddle.to_tensor(_ALGORITHMS[algorithm][name], dtype)

@@ -10,11 +10,11 @@ The rule, complete enough to rebuild an episode in any language (n % m is the re
    also when n is 1.
 3. choose(n, k). pool = [0, ..., n - 1]; for i = 0 .. k - 1: j = i + below(n - i), swap pool[i] and pool[j]. The result is
    pool[0 .. k - 1] in this order.
-4. Episode. classes = choose(number of classes, n_way): the class drawn at place l has the label l. With rotations, then one
-   below(4) for each label in order: the quarter turns, counter-clockwise, of all images of this class; a character therefore
-   never appears under two rotations. (Within alphabets: of the alphabets with at least n_way classes, in the order of their first
-   classes, the one numbered below(number of these); classes = choose(classes of this alphabet, n_way).) Then for each label in order: choose(images of the class, k_shot + k_query); the first
-   k_shot are its support images, the others its query images.
+4. Episode. classes = choose(number of classes, n_way). Within alphabets instead: of the alphabets with at least n_way classes, in
+   the order of their first classes, the one numbered below(their number); classes = choose(its classes, n_way). The class drawn
+   at place l has the label l. With rotations, then one below(4) for each label in order: the quarter turns, counter-clockwise, of
+   all images of this class; a character therefore never appears under two rotations. Then for each label in order: choose(images
+   of the class, k_shot + k_query); the first k_shot are its support images, the others its query images.
 5. Order. Both sets are sorted by label, images of a label in the order drawn. Input value: v / 255 * 2 - 1 in float32.
 """
 

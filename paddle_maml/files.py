@@ -10,12 +10,16 @@ PARTIAL = ".partial"  # what a killed process may leave ends in this
 
 
 def write_whole(path, data):
-    """Write bytes to a file by way of another one beside it, which is renamed when everything is on the disk.
+    """Write bytes to a file by way of another one beside it, which is renamed when everything is on the disk. Links are followed; what
+    is there and no file, such as /dev/stdout, is written to directly.
 
     Returns:
-        The path, a `Path`.
+        The path of the file itself, a `Path`.
     """
-    path = Path(path)
+    path = Path(path).resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return path
     partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
     try:
         with open(partial, "xb") as file:

@@ -160,15 +160,19 @@ class MAML(nn.Layer):
     def logits(self, first_windows, packed, statistics=None):
         """Logits (T, N, n_way) from `first_windows(x)` and packed parameters.
 
-        Batch norm uses the images' own statistics, or those of other images that `statistics` returned.
+        Batch norm uses the images' own statistics, or those of other images that `statistics` returned; then there are no gradients.
         """
-        return self._run(first_windows, packed, statistics)[0]
+        if statistics is None:
+            return self._run(first_windows, packed)[0]
+        with paddle.no_grad():
+            return self._run(first_windows, packed, statistics)[0]
 
     def statistics(self, first_windows, packed):
         """What batch norm subtracts and divides by, block by block, where these images are the batch."""
-        return self._run(first_windows, packed, None)[1]
+        with paddle.no_grad():
+            return self._run(first_windows, packed)[1]
 
-    def _run(self, first_windows, packed, given):
+    def _run(self, first_windows, packed, given=None):
         images, blocks, *windows_moments = first_windows
         used = [given[0] if given else windows_moments]
         rows = self._first_block(blocks, *used[0], *packed[:3])

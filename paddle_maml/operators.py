@@ -3,7 +3,8 @@
 The exact meta-gradient of MAML differentiates a gradient, and Paddle's own convolution, batch norm, max-pool, softmax and
 batched product either have no second derivative on the CPU or none in every supported version. Each operator here has a
 forward of fast stock kernels and a backward made of operators that can themselves be differentiated, so `paddle.grad(...,
-create_graph=True)` followed by another `paddle.grad` gives the exact second derivative. A third is not offered.
+create_graph=True)` followed by another `paddle.grad` gives the exact second derivative. A third is not offered. In Paddle 3.3
+`paddle.grad` by some of the leaves alone fails in every PyLayer: name all tensors that need a gradient, or call `backward()`.
 
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel (windows.py);
 what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py.
@@ -282,7 +283,7 @@ class _Convolve(PyLayer):
     """
 
     @staticmethod
-    def forward(ctx, rows, weight, convolution, images):
+    def forward(ctx, rows, weight, convolution, images, differentiable):
         transformed, count = convolution.transform(weight), images * convolution.pixels
         pooled, means, variances, kept = [], [], [], []
         for group in convolution.groups(rows.shape[0], images):
@@ -296,9 +297,10 @@ class _Convolve(PyLayer):
                 total = add_in_place(total, convolution.sums(values, block))
                 squares = add_in_place(squares, convolution.sums(paddle.square(values), block))
                 largest, choice = _pool(convolution.corners(values, block))
-                choices.append(choice)
+                if differentiable:
+                    deviations.append(values)
+                    choices.append(choice)
                 pooled.append((largest + _repeat(shift, largest)).flatten(0, 1))
-                deviations.append(values)
             offset = total / count
             means.append(shift + offset)
             variances.append(squares / count - offset * offset)
@@ -319,7 +321,7 @@ class _ConvolveGradient(PyLayer):
 
     @staticmethod
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
-        ctx.save_for_backward(rows, weight, pooled_grad, mean_grad, variance_grad)
+        _save(ctx, rows, weight, pooled_grad, mean_grad, variance_grad)
         ctx.context = convolution, images, maps
         flipped = convolution.transform(weight, "G flipped")
         by_rows, by_weight = [], []
@@ -330,7 +332,7 @@ class _ConvolveGradient(PyLayer):
                 by_rows.append(by_input.flatten(0, 1))
                 total = add_in_place(total, by_taps)
             by_weight.append(total)
-        return paddle.concat(by_rows).reshape(rows.shape), convolution.untransform(paddle.concat(by_weight))
+        return paddle.concat(by_rows).reshape(rows.shape), convolution.transpose_transform(paddle.concat(by_weight))
 
     @staticmethod
     def backward(ctx, rows_grad, weight_grad):
@@ -347,7 +349,7 @@ class _ConvolveGradient(PyLayer):
                 tangent = convolution.output(block, factors, images)
                 total = add_in_place(total, convolution.sums(tangent, block))
                 product = add_in_place(product, convolution.sums(tangent * values, block))
-                by_pooled.append(_select(convolution.corners(tangent, block), choice).flatten(0, 1))
+                by_pooled.append(_select(convolution.corners(tangent, block), choice).flatten(0, 1))  # overwrites the copies
                 tangents.append(tangent)
             mean = total / count
             by_mean.append(mean)
@@ -361,8 +363,9 @@ class _ConvolveGradient(PyLayer):
                 by_rows.append(by_input.flatten(0, 1))
                 taps_total = add_in_place(taps_total, by_taps)
             by_weight.append(taps_total)
-        return (paddle.concat(by_rows).reshape(rows.shape), convolution.untransform(paddle.concat(by_weight)),
-                paddle.concat(by_pooled).reshape(pooled_grad.shape), paddle.concat(by_mean), paddle.concat(by_variance))
+        return _gradients(ctx, lambda: paddle.concat(by_rows).reshape(rows.shape), lambda: convolution.transpose_transform(paddle.concat(by_weight)),
+                          lambda: paddle.concat(by_pooled).reshape(pooled_grad.shape), lambda: paddle.concat(by_mean),
+                          lambda: paddle.concat(by_variance))
 
 
 def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, images):
@@ -389,7 +392,7 @@ def convolve(rows, weight, convolution, images):
         The output's pooled map (T, images * pixels, D); mean and biased variance of the output before the pooling, each (T, 1, D). A loss
         must depend on all three: Paddle 2.6 dies of a segmentation fault where one of a PyLayer's outputs has no gradient.
     """
-    return tuple(_Convolve.apply(rows, weight, convolution, images))
+    return tuple(_Convolve.apply(rows, weight, convolution, images, paddle.is_grad_enabled()))
 
 
 # ---------------------------------------------------------------------------------------------------------- cross-entropy

@@ -226,23 +226,23 @@ class CommandLine(argparse.ArgumentParser):
             raise UserError(f"unknown option {unknown[0]}: {_nearest(unknown[0].split('=')[0], options)}")
         return vars(known)
 
-    def add_settings(self, names=None, flags=None):
+    def add_settings(self, names=None, other=None):
         """One option for each field of `Settings`.
 
         Args:
             names: the fields to offer; default all.
-            flags: dict from field to option, where another than `flag(name)` is wanted.
+            other: dict from field to (option, help), where others than `flag(name)` and the field's own are wanted.
         """
         for field in dataclasses.fields(Settings):
             if names is not None and field.name not in names:
                 continue
             kind, check = field.metadata["kind"], field.metadata["check"]
-            option = (flags or {}).get(field.name, flag(field.name))
+            option, help = (other or {}).get(field.name, (flag(field.name), field.metadata["help"]))
             unit, choices = field.metadata["unit"], getattr(check, "choices", None)
             details = [f"default {field.default}"] if field.default is not None else []
             details = ([f"unit: {unit}"] if unit else []) + details
             # "%" has a meaning in argparse's help texts.
-            text = (field.metadata["help"] + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
+            text = (help + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
             if kind is bool:
                 self.add_argument(option, dest=field.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             else:

@@ -127,6 +127,7 @@ class _Run:
         os.makedirs(self.folder, exist_ok=True)
         if ranks.leads:
             held.enter_context(lock_folder(self.folder))
+            refuse_other_run(settings)  # another process may have had the folder since the first look
             checkpoint.remove_leftovers(self.folder)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
         if newest:

@@ -26,6 +26,7 @@ def _in_images(numbers, images, size):
     return spread.reshape(numbers.shape[:-1] + (-1,)).astype(np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
 class Windows:
     """The pixels under the kernel, output pixel by output pixel: for the first layer, where they are the same in all inner steps.
 
@@ -37,27 +38,28 @@ class Windows:
         height, width: the input map, in pixels.
         stride: 1 or 2.
         pool: whether a 2x2 max-pool follows.
-
-    Attributes:
-        pixels: of one image.
     """
 
-    def __init__(self, height, width, stride=1, pool=False):
-        self.pixels = height * width
-        conv_height, conv_width = (height - 1) // stride + 1, (width - 1) // stride + 1
+    height: int
+    width: int
+    stride: int = 1
+    pool: bool = False
+
+    def _pieces(self):
+        """For each piece the pixels (pixels, 9) within one image, -1 outside."""
+        conv_height, conv_width = (self.height - 1) // self.stride + 1, (self.width - 1) // self.stride + 1
         row, column = np.divmod(np.arange(conv_height * conv_width), conv_width)
         down, right = np.divmod(np.arange(TAPS), KERNEL)
-        taps = _number(row[:, None] * stride + down - 1, column[:, None] * stride + right - 1, height, width)
-        chosen = [slice(None)]
-        if pool:
-            covered = (row < conv_height // 2 * 2) & (column < conv_width // 2 * 2)
-            chosen = [covered & (row % 2 == i) & (column % 2 == j) for i in (0, 1) for j in (0, 1)]
-            chosen += [] if covered.all() else [~covered]
-        self._pieces = [taps[which] for which in chosen]
+        taps = _number(row[:, None] * self.stride + down - 1, column[:, None] * self.stride + right - 1, self.height, self.width)
+        if not self.pool:
+            return [taps]
+        covered = (row < conv_height // 2 * 2) & (column < conv_width // 2 * 2)
+        chosen = [covered & (row % 2 == i) & (column % 2 == j) for i in (0, 1) for j in (0, 1)]
+        return [taps[which] for which in chosen + ([] if covered.all() else [~covered])]
 
     def rows(self, images):
         """For each piece an int32 array (images * pixels, 9): the rows of one task under each output pixel."""
-        return [np.ascontiguousarray(_in_images(taps.T, images, self.pixels).T) for taps in self._pieces]
+        return [np.ascontiguousarray(_in_images(taps.T, images, self.height * self.width).T) for taps in self._pieces()]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,9 @@ import pytest
 from PIL import Image
 
 from paddle_maml import EpisodeBuilder, ImageSet, cli
-from paddle_maml.analysis import ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _confused_pairs, _confusion_rates, _inner_rates
+from paddle_maml import assembly, checkpoint, evaluation
+from paddle_maml.analysis import (ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _confused_pairs, _confusion_rates, _counts, _inner_rates,
+                                  predict_episodes)
 from test_learner import small_learner
 from tiny_run import options
 
@@ -22,20 +24,20 @@ def test_accuracies_and_confusions_by_hand():
     assert result.accuracies.tolist() == [1, 0.75, 0.25]
     times = np.zeros((3, 3), int)
     together = np.zeros((3, 3), int)
-    for episode, said in zip(classes, result.said):
+    for episode, said in zip(classes, result.predicted):
         for right, answer in zip([0, 0, 1, 1], said):
             times[episode[right], episode[answer]] += right != answer
         for one in episode:
             for other in episode:
                 together[one, other] += 2
-    pairs = _confused_pairs(result)
+    pairs = _confused_pairs(result.builder.classes, *_counts(result))
     assert sum(pair["times"] for pair in pairs) == 4
     assert [pair["times"] for pair in pairs] == sorted((pair["times"] for pair in pairs), reverse=True)
     names = ["A/1", "B/1", "A/2"]
     for pair in pairs:
         one, other = names.index(pair["class"]), names.index(pair["taken_for"])
         assert (pair["times"], pair["of"]) == (times[one, other], together[one, other])
-    rates, groups = _confusion_rates(result)
+    rates, groups = _confusion_rates(result.builder.classes, *_counts(result))
     assert groups == [("A", 2), ("B", 1)]
     order = [0, 2, 1]
     np.testing.assert_allclose(rates, (times / np.maximum(together, 1))[np.ix_(order, order)])
@@ -56,15 +58,26 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     run, folder = tmp_path / "run", tmp_path / "analysis"
     assert cli.main_train(options(output=run, iterations=2)) == 0
     capsys.readouterr()
-    assert cli.main_eval(["--weights", str(run), "--analyse", str(folder), "--episodes", "5"]) == 0
+    assert cli.main_eval(["--weights", str(run), "--analyse", str(folder), "--episodes", "5", "--json", str(tmp_path / "copy.json")]) == 0
+    assert (tmp_path / "copy.json").read_text() == (folder / ANALYSIS).read_text()
     screen = capsys.readouterr().out
     analysis = json.loads((folder / ANALYSIS).read_text())["analysis"]
     assert (analysis["split"], analysis["dataset"], analysis["episodes"]) == ("test", "synthetic", 5)
-    assert len(analysis["batch_norm"]) == 3 and len(analysis["inner_steps_table"]) == 11 and len(analysis["inner_rates"]) == 5
-    # Two ways to the same number, one in single precision; the run adapts with 2 steps.
-    assert analysis["batch_norm"][0]["accuracy"] == pytest.approx(analysis["inner_steps_table"][2]["accuracy"], abs=1e-6)
+    by_statistics, by_steps = analysis["accuracy_by_batch_statistics"], analysis["accuracy_by_inner_steps"]
+    assert len(by_statistics) == 3 and len(by_steps) == 11 and len(analysis["accuracy_by_rate_factor"]) == 5
+    # The same by the library's functions; the run adapts with 2 steps.
+    weights, settings = checkpoint.find_weights(str(run))
+    parts, _ = assembly.load_images(settings)
+    learner, builder = assembly.make_learner(settings, parts["test"]), assembly.evaluation_episodes(settings, parts["test"])
+    checkpoint.load_weights(learner, weights)
+    for row, statistics in zip(by_statistics, ("query", "one", "support")):
+        assert row["accuracy"] == predict_episodes(learner, builder, 5, 2, statistics).accuracies.mean()
+    per_step = evaluation.evaluate(learner, builder, 5, 10)["accuracy_per_step"]
+    assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6)
+    assert len({row["accuracy"] for row in by_statistics + by_steps + analysis["accuracy_by_rate_factor"]}) > 3
+    assert 0 < analysis["accuracy_within_alphabets"]["accuracy"] < 1
     worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
-    assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(analysis["batch_norm"][0]["accuracy"])
+    assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(by_statistics[0]["accuracy"])
     assert "support set and one query image" in screen and "classes of one alphabet" in screen and "10 inner steps" in screen
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:
@@ -74,4 +87,12 @@ def test_eval_analyses_a_run(tmp_path, capsys):
 def test_a_file_is_no_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main_eval(["--weights", str(tmp_path), "--analyse", str(tmp_path / "file")]) == 2
-    assert "which is a file" in capsys.readouterr().err
+    assert "which is not a folder" in capsys.readouterr().err
+
+
+def test_scores_that_are_no_numbers_are_said_and_no_accuracy(monkeypatch):
+    learner = small_learner()
+    monkeypatch.setattr(learner, "predict", lambda x_spt, *_: np.full([len(x_spt), 10, 5], np.nan))
+    images = np.zeros((6, 5, 1, 28, 28), "uint8")
+    with pytest.raises(evaluation.Diverged):
+        predict_episodes(learner, EpisodeBuilder(images, 5, 1, 2), 2, 3)

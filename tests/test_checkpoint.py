@@ -201,6 +201,17 @@ def test_missing_and_unknown_parameters_and_nan_are_refused(tmp_path):
             checkpoint.load_weights(learner, path)
 
 
+def test_learned_rates_need_the_settings_of_their_run(tmp_path):
+    path = str(tmp_path / "learned.pdparams")
+    learned, fresh = (MetaLearner(MAML(n_way=3, width=4, image_size=16), inner_steps=2, learn_inner_lr=True) for _ in range(2))
+    learned.inner_rates.set_value(np.random.RandomState(0).rand(2, 14).astype("float32"))
+    paddle.save(learned.state_dict(), path)
+    checkpoint.load_weights(fresh, path)
+    assert_same(weights_of(fresh), weights_of(learned))
+    with pytest.raises(UserError, match="learned inner rates"):
+        checkpoint.load_weights(small_learner(), path)
+
+
 @pytest.mark.parametrize("kind", ["npz", "list"])
 def test_the_competitions_files_are_read(tmp_path, kind):
     net, other = small_learner().net, small_learner()

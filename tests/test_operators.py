@@ -109,6 +109,34 @@ def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
         assert gradient.numpy().ravel().tolist() == windows[first].ravel().tolist()
 
 
+@pytest.mark.parametrize("constant", ["rows", "weight", "nothing"])
+def test_convolve_of_a_constant_and_with_constant_gradients(float64, constant):
+    """A loss that is linear in the outputs, and an input without a gradient: fewer paths to differentiate, the same derivatives."""
+    layer, (rows, weight, left, right) = Convolution(5, 4, pool=True), random_arrays([2, 2 * 20, 2], [2, 18, 3], [2, 2 * 4, 3], [2, 1, 3])
+    left, right = paddle.to_tensor(left), paddle.to_tensor(right)
+
+    def loss(rows, weight):
+        pooled, mean, variance = operators.convolve(rows, weight, layer, 2)
+        return (pooled * left).sum() + ((mean - variance) * right).sum()
+
+    variable = [name for name in ("rows", "weight") if name != constant]
+    values = {"rows": rows, "weight": weight}
+    directions = dict(zip(values, random_arrays(rows.shape, weight.shape, seed=3)))
+
+    def gradients_at(shift):
+        tensors = {name: paddle.to_tensor(value + (shift * directions[name] if name in variable else 0)) for name, value in values.items()}
+        for name in variable:
+            tensors[name].stop_gradient = False
+        inputs = [tensors[name] for name in variable]
+        return inputs, paddle.grad(loss(**tensors), inputs, create_graph=True)
+
+    inputs, first = gradients_at(0)
+    products = paddle.grad(first, inputs, [paddle.to_tensor(directions[name]) for name in variable])
+    above, below = gradients_at(STEP)[1], gradients_at(-STEP)[1]
+    for product, one, other in zip(products, above, below):
+        np.testing.assert_allclose(product.numpy(), (one.numpy() - other.numpy()) / (2 * STEP), atol=1e-6)
+
+
 GEOMETRIES = [(4, 6, 1, True), (5, 7, 1, True), (3, 4, 1, True), (2, 2, 1, True), (5, 4, 1, False), (5, 6, 2, False), (4, 7, 2, False)]
 
 

@@ -16,7 +16,7 @@ from ..settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 
 _TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "processes", "chunk", "seed")
-_FLAGS = {"meta_batch": "--tasks", "inner_steps": "--steps"}
+_OPTIONS = {"meta_batch": ("--tasks", "episodes in a meta-batch"), "inner_steps": ("--steps", "gradient steps on the support set")}
 
 
 def main(arguments=None):
@@ -58,7 +58,7 @@ def _parser():
     parser.add_argument("--scaling", nargs="?", const="scaling.png", metavar="PNG",
                         help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)")
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
-    parser.add_settings(_TASK, _FLAGS)
+    parser.add_settings(_TASK, _OPTIONS)
     return parser
 
 
@@ -122,9 +122,9 @@ def _comparison(settings, options, device):
 
 
 def _scaling(settings, options, device):
-    from .scaling import scale, sweeps
+    from . import scaling
 
-    rows = scale(settings, sweeps(settings), options.orders, options.threads, device, options.warmup, options.repeat,
+    rows = scaling.scale(settings, scaling.sweeps(settings), options.orders, options.threads, device, options.warmup, options.repeat,
                  announce=_say)
     print(_table(rows, [("quantity", lambda row: row["quantity"]), ("value", lambda row: str(row["value"]))]))
     scaling.draw(rows, options.scaling)
