@@ -4,6 +4,8 @@ The public names are loaded when they are first used, so that a program can say 
 Paddle is imported.
 """
 import importlib
+# Before Paddle: the library of Paddle 2.6 exports zlib's functions, and a zlib that is loaded after it calls those, and crashes.
+import zlib  # noqa: F401
 
 __version__ = "0.1.0"
 

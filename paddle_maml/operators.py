@@ -311,13 +311,14 @@ class _Convolve(PyLayer):
 
     @staticmethod
     def backward(ctx, *grads):
-        by_rows, by_weight = _ConvolveGradient.apply(*ctx.saved_tensor(), *grads, *ctx.context)
-        return _gradients(ctx, lambda: by_rows, lambda: by_weight)
+        wanted = iter(_ConvolveGradient.apply(*ctx.saved_tensor(), *grads, *ctx.context))
+        return _gradients(ctx, lambda: next(wanted), lambda: next(wanted))
 
 
 class _ConvolveGradient(PyLayer):
     """From the gradients g of the pooled map, m of the mean and v of the variance: with M pixels, d_y = route(g) + m / M +
-    2 v (y - mean) / M, and from it the gradients by rows and weight."""
+    2 v (y - mean) / M, and from it the gradients by rows and weight, or by that of the two which is not a constant: Paddle 2.6 dies
+    in the second derivative of an operator of which one output is not used."""
 
     @staticmethod
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
@@ -332,11 +333,15 @@ class _ConvolveGradient(PyLayer):
                 by_rows.append(by_input.flatten(0, 1))
                 total = add_in_place(total, by_taps)
             by_weight.append(total)
-        return paddle.concat(by_rows).reshape(rows.shape), convolution.transpose_transform(paddle.concat(by_weight))
+        wanted = _gradients(ctx, lambda: paddle.concat(by_rows).reshape(rows.shape),
+                            lambda: convolution.transpose_transform(paddle.concat(by_weight)))
+        return tuple(gradient for gradient in wanted if gradient is not None)
 
     @staticmethod
-    def backward(ctx, rows_grad, weight_grad):
+    def backward(ctx, *grads):
         rows, weight, pooled_grad, mean_grad, variance_grad = ctx.saved_tensor()
+        given = iter(grads)
+        rows_grad, weight_grad = (paddle.zeros_like(x) if constant else next(given) for x, constant in zip((rows, weight), ctx.constant))
         convolution, images, maps = ctx.context
         # The derivative of y along (rows_grad, weight_grad).
         factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]

@@ -155,14 +155,16 @@ def run_processes(function, arguments, count, device):
         UserError: a process was killed.
         KeyboardInterrupt: a signal came before the processes could take it.
     """
+    import paddle
     import paddle.distributed as dist
 
-    # The processes import Paddle before any line of ours runs in them.
+    # The processes import Paddle before any line of ours runs in them, so the environment must silence it, and load zlib (__init__.py).
     environment = {"PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"}
+    if sys.platform.startswith("linux") and paddle.version.major == "2":
+        environment["LD_PRELOAD"] = "libz.so.1"
     if device == "cpu":
         environment.update(CPU_ENVIRONMENT)
-    for name, value in environment.items():
-        os.environ.setdefault(name, value)
+    added = {name: value for name, value in environment.items() if name not in os.environ}
     warnings.filterwarnings("ignore", message="Your model will be trained under CPUONLY mode")
     logging.getLogger("root").setLevel(logging.WARNING)  # Paddle's: "find free ports"
 
@@ -174,9 +176,12 @@ def run_processes(function, arguments, count, device):
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        os.environ.update(added)
         group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
                            backend="gloo" if device == "cpu" else "nccl")
         processes += group.processes
+        for name in added:
+            del os.environ[name]
         if signals:
             _signal(processes, signal.SIGTERM)
         failed = _first_failure(processes)
