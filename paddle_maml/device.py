@@ -17,10 +17,11 @@ _GIB = 1 << 30
 def prepare():
     """Set up the process; call it before Paddle is imported.
 
-    Silences what Paddle prints about GPU libraries that a CPU machine does not have, and tells the memory allocator to keep
-    what it got. Settings the user made in the environment stay.
+    Silences what Paddle prints about GPU libraries that a CPU machine does not have, has a GPU multiply with all bits of float32, and
+    tells the memory allocator to keep what it got. Settings the user made in the environment stay.
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
+    os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
     warnings.filterwarnings("ignore", message=".*your CUDA device is not set properly.*")
     warnings.filterwarnings("ignore", message=".*No ccache found.*")
     _keep_freed_memory()

@@ -97,7 +97,7 @@ class MetaLearner(nn.Layer):
             step_weights = [0.0] * self.inner_steps + [1.0]
         if len(step_weights) != self.inner_steps + 1:
             raise ValueError(f"step_weights must be {self.inner_steps + 1} numbers, not {len(step_weights)}")
-        batch = self._tensors(x_spt, y_spt, x_qry, y_qry)
+        batch = self._episodes(x_spt, y_spt, x_qry, y_qry)
         tasks = batch[0].shape[0]
         totals = None
         for chunk in self._chunks(batch):
@@ -116,7 +116,7 @@ class MetaLearner(nn.Layer):
         Returns:
             Tensors shaped and ordered as `net.parameters()`, with a leading T where x_spt has one: `net(x, params)` uses them.
         """
-        x_spt, y_spt = self._tensors(x_spt, y_spt)
+        x_spt, y_spt = self._labelled(x_spt, y_spt)
         single = x_spt.ndim == 4
         if single:
             x_spt, y_spt = x_spt.unsqueeze(0), y_spt.unsqueeze(0)
@@ -140,7 +140,7 @@ class MetaLearner(nn.Layer):
             (accuracies, losses), float64 arrays (T, steps + 1): column k is after k inner steps.
         """
         accuracies, losses = [], []
-        for x_spt, y_spt, x_qry, y_qry in self._chunks(self._tensors(x_spt, y_spt, x_qry, y_qry)):
+        for x_spt, y_spt, x_qry, y_qry in self._chunks(self._episodes(x_spt, y_spt, x_qry, y_qry)):
             queries = self._queries(x_qry, y_qry)
             scores = [self._score(theta, queries) for theta in
                       self._trajectory(self._ready(x_spt, y_spt), self._start(x_spt.shape[0]), steps)]
@@ -164,7 +164,7 @@ class MetaLearner(nn.Layer):
         if statistics not in STATISTICS:
             raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
         logits = []
-        for x_spt, y_spt, x_qry in self._chunks((*self._tensors(x_spt, y_spt), paddle.to_tensor(x_qry).astype(self.net.linear.weight.dtype))):
+        for x_spt, y_spt, x_qry in self._chunks(self._episodes(x_spt, y_spt, x_qry)):
             [*_, theta] = self._trajectory(self._ready(x_spt, y_spt), self._start(x_spt.shape[0]), steps)
             for task in range(x_spt.shape[0]):
                 own = slice(task, task + 1)
@@ -333,19 +333,25 @@ class MetaLearner(nn.Layer):
 
     # ---------------------------------------------------------------------------------------------------------- input
 
-    def _tensors(self, *arrays):
-        dtype = self.net.linear.weight.dtype
-        tensors = []
-        for images, labels in zip(arrays[::2], arrays[1::2]):
-            images, labels = (array if isinstance(array, paddle.Tensor) else paddle.to_tensor(array) for array in (images, labels))
-            if list(images.shape[:-3]) != list(labels.shape) or 0 in labels.shape:
-                raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together")
-            if int(labels.min()) < 0 or int(labels.max()) >= self.net.n_way:
-                raise ValueError(f"labels must be 0 to {self.net.n_way - 1}, not {int(labels.min())} to {int(labels.max())}")
-            tensors += [images.astype(dtype), labels.astype("int64")]
-        if len({tensor.ndim for tensor in tensors[::2]}) > 1 or len({tensor.shape[0] for tensor in tensors if tensors[0].ndim == 5}) > 1:
-            raise ValueError(f"support images {tuple(tensors[0].shape)} and query images {tuple(tensors[2].shape)} are not of the same tasks")
-        return tensors
+    def _images(self, images):
+        tensor = images if isinstance(images, paddle.Tensor) else paddle.to_tensor(images)
+        return tensor.astype(self.net.linear.weight.dtype)
+
+    def _labelled(self, images, labels):
+        images, labels = self._images(images), labels if isinstance(labels, paddle.Tensor) else paddle.to_tensor(labels)
+        if list(images.shape[:-3]) != list(labels.shape) or 0 in labels.shape:
+            raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together")
+        if int(labels.min()) < 0 or int(labels.max()) >= self.net.n_way:
+            raise ValueError(f"labels must be 0 to {self.net.n_way - 1}, not {int(labels.min())} to {int(labels.max())}")
+        return [images, labels.astype("int64")]
+
+    def _episodes(self, x_spt, y_spt, x_qry, y_qry=None):
+        """A meta-batch as tensors; without the labels of the query images where there are none."""
+        batch = self._labelled(x_spt, y_spt) + ([self._images(x_qry)] if y_qry is None else self._labelled(x_qry, y_qry))
+        support, query = batch[0].shape, batch[2].shape
+        if len(support) != 5 or len(query) != 5 or support[0] != query[0]:
+            raise ValueError(f"support and query images must be (T, N, C, H, W) with the same T, not {tuple(support)} and {tuple(query)}")
+        return batch
 
     def _chunks(self, batch):
         for start in range(0, batch[0].shape[0], self.chunk):

@@ -29,8 +29,8 @@ from paddle.autograd import PyLayer
 from .convolution import add_in_place
 
 # Rows of the first layer that are multiplied at once: on a CPU what fits the cache.
-CPU_BLOCK_ROWS = 2048
-GPU_BLOCK_ROWS = 1 << 18
+CPU_PRODUCT_ROWS = 2048
+GPU_PRODUCT_ROWS = 1 << 18
 
 
 def _save(ctx, *inputs):
@@ -236,7 +236,7 @@ def row_blocks(pieces):
         A list of (slice of tasks, list of tensors (tasks, rows, K)).
     """
     tasks, count, width = pieces[0].shape
-    limit = CPU_BLOCK_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
+    limit = CPU_PRODUCT_ROWS if paddle.get_device() == "cpu" else GPU_PRODUCT_ROWS
     together = max(1, limit // count)
     step = -(-count // -(-count // limit))
     blocks = []

@@ -143,7 +143,7 @@ def _add_up(tensor):
 def run_processes(function, arguments, count, device):
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this machine.
 
-    SIGINT and SIGTERM are passed on to all of them; when this process dies, they die; when one of them fails, the others are
+    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they die; when one of them fails, the others are
     stopped.
 
     Args:
@@ -171,8 +171,9 @@ def run_processes(function, arguments, count, device):
     processes, signals = [], []
 
     def pass_on(number, frame):
+        # The second time by force: native code may not listen.
+        _signal(processes, signal.SIGKILL if signals else signal.SIGTERM)
         signals.append(number)
-        _signal(processes, signal.SIGTERM)
 
     previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

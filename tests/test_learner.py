@@ -261,6 +261,7 @@ def test_a_loss_that_is_scaled_scales_the_gradient():
     ({"inner_lr": float("nan")}, "not nan"),
     ({"order": 3}, "order must be 1 or 2, not 3"),
     ({"chunk": 0}, "chunk must be at least 1, not 0"),
+    ({"adapted": "tail"}, "adapted must be 'all' or 'head', not 'tail'"),
 ])
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -271,6 +272,16 @@ def test_labels_that_do_not_fit_the_images_are_refused():
     x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
     with pytest.raises(ValueError, match="do not belong together"):
         small_learner().meta_loss(x_spt, y_spt[:, 1:], x_qry, y_qry)
+
+
+@pytest.mark.parametrize("cut", [lambda array: array[:2], lambda array: array[0]])
+def test_queries_of_other_tasks_are_refused(cut):
+    x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
+    for call in (lambda: small_learner().meta_loss(x_spt, y_spt, cut(x_qry), cut(y_qry)),
+                 lambda: small_learner().finetune(x_spt, y_spt, cut(x_qry), cut(y_qry)),
+                 lambda: small_learner().predict(x_spt, y_spt, cut(x_qry))):
+        with pytest.raises(ValueError, match="with the same T"):
+            call()
 
 
 @pytest.mark.parametrize("order", [1, 2])

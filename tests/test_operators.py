@@ -86,7 +86,7 @@ def test_affine_rows(float64):
 @pytest.mark.parametrize("block_rows", [2, 5, 1000])
 @pytest.mark.parametrize("count", [1, 4])
 def test_largest_product(float64, monkeypatch, block_rows, count):
-    monkeypatch.setattr(operators, "CPU_BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(operators, "CPU_PRODUCT_ROWS", block_rows)
     pieces = [paddle.to_tensor(piece) for piece in random_arrays(*[[2, 7, 3]] * count, seed=4)]
     blocks = operators.row_blocks(pieces)
     weights = random_arrays([2, 3, 5])

@@ -161,6 +161,19 @@ def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
 
 
 @needs_proc
+def test_a_second_signal_ends_what_does_not_listen(tmp_path):
+    folder, process, members = running(tmp_path)
+    os.kill(members[0], signal.SIGSTOP)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors == "Stopped.\n"
+    assert not group_of(process.pid) and not any(os.path.exists(f"/proc/{member}") for member in members)
+
+
+@needs_proc
 def test_the_processes_die_with_the_one_that_started_them(tmp_path):
     folder, process, members = running(tmp_path)
     process.kill()
