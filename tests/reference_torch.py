@@ -12,16 +12,17 @@ GOLDEN_WIDTH = 8
 GOLDEN_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden", "meta_gradients.npz")
 
 
-def make_parameters(width, seed=11):
-    """18 float64 arrays in the order of MAML.parameters(), with scales of both signs and biases that are not zero."""
+def make_parameters(width, seed=11, in_channels=1, features=None):
+    """18 float64 arrays in the order of MAML.parameters(), with scales of both signs and biases that are not zero. `features`, by
+    default the width, are what the linear layer gets."""
     random = np.random.RandomState(seed)
     params = []
-    for channels in (1, width, width, width):
+    for channels in (in_channels, width, width, width):
         params.append(random.standard_normal((width, channels, 3, 3)) * np.sqrt(2 / (9 * channels)))
         params.append(random.standard_normal(width) * 0.1)
         params.append(1 + random.standard_normal(width) * 0.7)
         params.append(random.standard_normal(width) * 0.3)
-    return params + [random.standard_normal((width, N_WAY)) * 0.3, random.standard_normal(N_WAY) * 0.1]
+    return params + [random.standard_normal((features or width, N_WAY)) * 0.3, random.standard_normal(N_WAY) * 0.1]
 
 
 def make_episodes(seed=5):
@@ -41,16 +42,18 @@ def make_episodes(seed=5):
     return arrays
 
 
-def logits(x, params):
+def logits(x, params, architecture="pool"):
     import torch.nn.functional as F
     for block in range(4):
         weight, bias, scale, shift = params[4 * block:4 * block + 4]
-        x = F.conv2d(x, weight, bias, padding=1)
-        x = F.max_pool2d(F.relu(F.batch_norm(x, None, None, scale, shift, training=True)), 2)
-    return x.flatten(1) @ params[-2] + params[-1]
+        x = F.conv2d(x, weight, bias, stride=2 if architecture == "stride" else 1, padding=1)
+        x = F.relu(F.batch_norm(x, None, None, scale, shift, training=True))
+        x = F.max_pool2d(x, 2) if architecture == "pool" else x
+    x = x.mean((2, 3)) if architecture == "stride" else x.flatten(1)
+    return x @ params[-2] + params[-1]
 
 
-def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR):
+def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR, architecture="pool"):
     """The mean query loss over the tasks and its gradient by every parameter, float64 arrays."""
     import torch
     import torch.nn.functional as F
@@ -60,10 +63,10 @@ def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR):
         x_spt, y_spt, x_qry, y_qry = (torch.tensor(array[task]) for array in episodes)
         fast = params
         for _ in range(steps):
-            loss = F.cross_entropy(logits(x_spt, fast), y_spt)
+            loss = F.cross_entropy(logits(x_spt, fast, architecture), y_spt)
             gradients = torch.autograd.grad(loss, fast, create_graph=order == 2)
             fast = [p - inner_lr * g for p, g in zip(fast, gradients)]
-        losses.append(F.cross_entropy(logits(x_qry, fast), y_qry))
+        losses.append(F.cross_entropy(logits(x_qry, fast, architecture), y_qry))
     mean = sum(losses) / len(losses)
     return mean.item(), [g.numpy() for g in torch.autograd.grad(mean, params)]
 

@@ -9,8 +9,8 @@ from paddle_maml import MAML, MetaLearner
 CONV_BIASES = (1, 5, 9, 13)
 
 
-def paddle_meta_gradient(width, params, episodes, order, steps, **options):
-    net = MAML(n_way=reference.N_WAY, width=width)
+def paddle_meta_gradient(width, params, episodes, order, steps, network=None, **options):
+    net = MAML(n_way=reference.N_WAY, width=width, **(network or {}))
     net.set_state_dict(dict(zip(net.state_dict(), params)))
     learner = MetaLearner(net, inner_steps=steps, inner_lr=reference.INNER_LR, order=order, **options)
     loss, _ = learner.meta_loss(*episodes)
@@ -46,5 +46,21 @@ def test_meta_gradient_equals_pytorch_at_full_width(float64, order, steps):
     params, episodes = reference.make_parameters(64), reference.make_episodes()
     loss, gradients = paddle_meta_gradient(64, params, episodes, order, steps)
     expected_loss, expected = reference.meta_gradient(params, episodes, order, steps)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert_equal_gradients(gradients, expected)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("architecture, image_size, features", [("pool", 35, 4 * 8), ("pool", 19, 8), ("stride", 28, 8), ("stride", 19, 8)])
+def test_meta_gradient_of_other_networks_equals_pytorch(float64, architecture, image_size, features, order):
+    """Odd sizes, where a row is left over by the pooling, and colour images."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    random = np.random.RandomState(3)
+    episodes = [random.standard_normal((2, count, 3, image_size, image_size)) if images else np.tile(np.arange(count) % reference.N_WAY, (2, 1))
+                for count in (5, 10) for images in (True, False)]
+    params = reference.make_parameters(8, in_channels=3, features=features)
+    network = {"architecture": architecture, "image_size": image_size, "in_channels": 3}
+    loss, gradients = paddle_meta_gradient(8, params, episodes, order, 2, network)
+    expected_loss, expected = reference.meta_gradient(params, episodes, order, 2, architecture=architecture)
     assert loss == pytest.approx(expected_loss, rel=1e-12)
     assert_equal_gradients(gradients, expected)

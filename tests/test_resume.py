@@ -61,6 +61,32 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     assert os.path.exists(os.path.join(killed, REPORT))
 
 
+def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
+    """Learned inner rates, the first iterations of first order, the weights of the multi-step loss and the schedule of the rate."""
+    changing = {"order": 2, "first_order_iterations": 5, "multi_step_iterations": 9, "meta_lr_schedule": "cosine", "checkpoint_every": 4, "val_every": 5}
+
+    def arguments(folder, *flags):
+        return [*options(output=folder, **changing), "--learn-inner-lr", *flags]
+
+    whole, stopped = str(tmp_path / "whole"), str(tmp_path / "stopped")
+    status, _, errors = call("train.py", arguments(whole))
+    assert status == 0, errors
+    process = start("train.py", arguments(stopped))
+    while checkpoint.newest_checkpoint(stopped) in (None, os.path.join(stopped, "checkpoint-0")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    process.kill()
+    process.communicate()
+    at = int(checkpoint.newest_checkpoint(stopped).rsplit("-", 1)[1])
+    assert at < 12
+    status, _, errors = call("train.py", arguments(stopped, "--resume"))
+    assert status == 0, errors
+    (arrays, rows), (expected_arrays, expected_rows) = end_of(stopped), end_of(whole)
+    assert any("inner_rates" in key for _, key in expected_arrays) and rows == expected_rows
+    for name in expected_arrays:
+        np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=str(name))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
     folder = str(tmp_path / "run")

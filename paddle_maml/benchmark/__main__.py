@@ -14,6 +14,7 @@ from ..device import cores, select_device
 from ..errors import UserError
 from ..settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
+from .worker import TURN
 
 _TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "processes", "chunk", "seed")
 _OPTIONS = {"meta_batch": ("--tasks", "episodes in a meta-batch"), "inner_steps": ("--steps", "gradient steps on the support set")}
@@ -37,7 +38,7 @@ def _benchmark(arguments):
     options.threads = options.threads or max(1, cores() // settings.processes)
 
     report = {"command": "python -m paddle_maml.benchmark " + " ".join(arguments), "machine": _machine(device), "settings": _task(settings),
-              "threads": options.threads, "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat}
+              "threads": options.threads, "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat, "turn": TURN}
     _say(_heading(report))
     report.update((_scaling if options.scaling else _comparison)(settings, options, device))
     if options.json:
@@ -52,8 +53,8 @@ def _parser():
     parser.add_argument("--tune-opponents", action="store_true",
                         help="give opponents the memory allocator's settings that this library makes for itself; without, they run as they come")
     parser.add_argument("--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)")
-    parser.add_argument("--warmup", type=int, default=3, help="rounds that do not count (default 3)")
-    parser.add_argument("--repeat", type=int, default=5, help="rounds that count (default 5)")
+    parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (default 1)")
+    parser.add_argument("--repeat", type=int, default=5, help="turns that count (default 5)")
     parser.add_argument("--threads", type=int, help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them")
     parser.add_argument("--scaling", nargs="?", const="scaling.png", metavar="PNG",
                         help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)")
@@ -166,7 +167,7 @@ def _heading(report):
     return (f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
             f"{task['inner_steps']} inner steps\n{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
             f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
-            f"medians of {report['repeat']} after {report['warmup']} to warm up"
+            f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
             + (", opponents with this library's allocator settings" if report["tuned_opponents"] else ""))
 
 

@@ -16,7 +16,7 @@ from .worker import Team
 
 # Relative, for the median task. Rounding alone gives 1e-6 to 2e-5 after five inner steps, another computation differs in the first digits.
 LOSS_TOLERANCE = 1e-4
-# Warm-up and meta-iterations of a heat, which only chooses between arrangements.
+# Warm-up and turns of a heat, which only chooses between arrangements.
 HEAT = {"warmup": 1, "repeat": 2}
 
 
@@ -58,7 +58,7 @@ class LossCheck:
 
 
 def measure(contestants, problem, device, check, warmup, repeat):
-    """Meta-iterations of all contestants in turns.
+    """Meta-iterations of all contestants, in turns of `worker.TURN`.
 
     Args:
         contestants: list of `Contestant`.
