@@ -17,7 +17,7 @@ from .worker import Team
 # Relative, for the median task. Rounding alone gives 1e-6 to 2e-5 after five inner steps, another computation differs in the first digits.
 LOSS_TOLERANCE = 1e-4
 # Warm-up and turns of a heat, which only chooses between arrangements.
-HEAT = {"warmup": 1, "repeat": 2}
+HEAT = {"warmup": 0, "repeat": 1}
 
 
 def make_problem(settings):
