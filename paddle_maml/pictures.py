@@ -130,8 +130,10 @@ def _panel(draw, left, top, title, lines, lowest, colours):
         value = lowest + number * step
         draw.line([place(0, value), place(x_end, value)], GREY)
         _centred(draw, (left + _LEFT // 2, place(0, value)[1] - 6), f"{value:g}")
-    drawn = -_LEFT
-    for x in sorted({x for x, _ in points}):
+    drawn, ticks = -_LEFT, sorted({x for x, _ in points})
+    if len(ticks) > 10:
+        ticks = range(0, x_end + 1, max(1, int(_step(x_end))))
+    for x in ticks:
         # Small values lie close together; a label needs some room.
         if place(x, 0)[0] - drawn >= 10 + 6 * len(str(x)):
             drawn = place(x, 0)[0]

@@ -152,7 +152,7 @@ _BEST = {"order": 2, "inner_steps": 3, "inner_lr": 0.1, "learn_inner_lr": True, 
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient because it learns faster per episode.
     "quickstart": {
-        "dataset": "synthetic", "width": 32, "k_query": 5, "order": 2, "inner_steps": 3, "inner_lr": 0.2, "meta_batch": 8, "iterations": 400,
+        "dataset": "synthetic", "width": 32, "k_query": 5, "order": 2, "inner_steps": 3, "inner_lr": 0.2, "meta_batch": 8, "iterations": 300,
         "meta_lr": 0.003, "meta_lr_schedule": "cosine", "val_every": 100, "val_episodes": 50, "test_episodes": 500, "checkpoint_every": 50,
     },
     "omniglot-5way-1shot": {**_COMPETITION, "n_way": 5, "k_shot": 1},
