@@ -19,6 +19,8 @@ from . import operators
 # Tasks that go through the network side by side. On a GPU launches count. On a CPU the small support sets gain by company, but
 # of the large query sets a few stay best in the cache.
 CPU_CHUNK, CPU_QUERY_CHUNK = 8, 2
+# Second order keeps the parameters after every inner step. Where they are many, half as many tasks take the memory of few steps.
+MANY_STEPS = 8
 GPU_CHUNK = GPU_QUERY_CHUNK = 32
 
 # Inner steps, the last ones, whose graph is kept from the way there for the way back; those of others are made again. More would
@@ -37,7 +39,7 @@ class MetaLearner(nn.Layer):
         inner_steps: gradient steps K of the adaptation.
         inner_lr: the inner learning rate, on the mean cross-entropy of the support set.
         order: 2 for the exact meta-gradient, 1 for the first-order approximation.
-        chunk: tasks computed side by side; by default 8 on a CPU (of the query sets 2) and 32 on a GPU. It changes time and memory only.
+        chunk: tasks computed side by side; by default 8 on a CPU (4 with many inner steps, of the query sets 2) and 32 on a GPU. It changes time and memory only.
         learn_inner_lr: learn one inner rate for every parameter tensor and step, all starting at `inner_lr` (Antoniou et al.
             2019, "LSLR"; Li et al. 2017 learn one for each weight). They are in `inner_rates`, (K, tensors).
         adapted: "all", or "head": the inner loop changes the linear layer alone (Raghu et al. 2020, ANIL); the meta-gradient still
@@ -64,7 +66,8 @@ class MetaLearner(nn.Layer):
         self.inner_steps, self.inner_lr, self.order = inner_steps, inner_lr, order
         self._adapts = [adapted == "all" or name.startswith("linear.") for name in net.packed_names]
         on_cpu = paddle.get_device() == "cpu"
-        self.chunk = chunk or (CPU_CHUNK if on_cpu else GPU_CHUNK)
+        cpu_chunk = CPU_CHUNK // 2 if inner_steps > MANY_STEPS else CPU_CHUNK
+        self.chunk = chunk or (cpu_chunk if on_cpu else GPU_CHUNK)
         self._query_chunk = min(self.chunk, CPU_QUERY_CHUNK if on_cpu else GPU_QUERY_CHUNK)
         self.inner_rates = None
         if learn_inner_lr:
