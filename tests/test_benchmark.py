@@ -149,7 +149,7 @@ def test_report(tmp_path, capsys):
     options = ["--against", "competition", "--repeat", "2", "--warmup", "0", "--processes", "2", "--json", str(path)]
     assert benchmark.main(TINY + options) == 0
     report = json.loads(path.read_text())
-    assert {"command", "machine", "settings", "threads", "tuned_opponents", "warmup", "repeat", "heats", "results", "ratios",
+    assert {"command", "machine", "settings", "threads", "tuned_opponents", "warmup", "repeat", "turn", "heats", "results", "ratios",
             "episode_building_s"} == set(report)
     assert {"cpu", "cores", "load_before", "paddle", "torch", "numpy", "python", "platform", "device"} == set(report["machine"])
     assert report["settings"]["meta_batch"] == 3 and report["settings"]["processes"] == 2
