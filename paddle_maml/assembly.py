@@ -6,6 +6,7 @@ import platform
 import numpy as np
 import paddle
 
+from .device import cores, processor
 from .episodes import EpisodeBuilder
 from .learner import MetaLearner
 from .network import MAML
@@ -27,7 +28,7 @@ def load_images(settings):
         rule = "synthetic"
     else:
         images = load_omniglot(settings.data_dir, preprocessing=settings.preprocessing, image_size=settings.image_size)
-        rule = settings.split
+        rule = settings.split_rule
     return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
 
 
@@ -46,7 +47,8 @@ def evaluation_episodes(settings, images):
 
 def environment(device):
     """Versions and device, as reports and checkpoints state them."""
-    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(), "device": device}
+    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(), "processor": processor(),
+            "cores": cores(), "device": device}
 
 
 def describe(result, settings, images, rule, part):

@@ -125,11 +125,10 @@ def train_member(settings):
     return run_command(_train_one, settings)
 
 
-# The settings that matter to an evaluation, with the options that are named differently there: --split is the part to test on.
-_EVALUATED = ("dataset", "data_dir", "split", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr", "adapted",
+# The settings that matter to an evaluation, and the options that are named differently there.
+_EVALUATED = ("dataset", "data_dir", "split_rule", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr", "adapted",
               "test_inner_steps", "test_episodes", "test_k_query", "seed", "device", "chunk")
-_EVAL_OPTIONS = {"split": ("--split-rule", "rule that divides Omniglot's classes into train, val and test"),
-                 "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
+_EVAL_OPTIONS = {"test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
                  "test_k_query": ("--k-query", "query images of each class"),
                  "test_inner_steps": ("--inner-steps", "gradient steps on the support set; default: those of the run's tests"),
                  "seed": ("--seed", "decides the episodes")}

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import sys
 import warnings
@@ -44,6 +45,16 @@ def _keep_freed_memory():
 def cores():
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def processor():
+    """The processor's name, as far as the system tells."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            names = re.findall(r"^model name\s*:\s*(.+)$", file.read(), re.M)
+    except OSError:  # no Linux
+        names = []
+    return names[0] if names else platform.processor()
 
 
 def gpu_count():

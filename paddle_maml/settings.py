@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import shlex
 
 from .errors import UserError
 
@@ -58,7 +59,7 @@ class Settings:
 
     dataset: str = _setting("omniglot", "omniglot, or synthetic: drawn characters that need no download", check=_one_of("omniglot", "synthetic"))
     data_dir: str = _setting(None, "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download", "path", kind=str, may_change=True)
-    split: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own", check=_one_of("competition", "vinyals"))
+    split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own", check=_one_of("competition", "vinyals"))
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
     rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
 
@@ -122,6 +123,26 @@ class Settings:
         """The settings as plain values, for reports and checkpoints."""
         return dataclasses.asdict(self)
 
+    def portable(self):
+        """The same settings without what belongs to one machine and not to the result: paths, device, processes."""
+        local = {field.name: field.default for field in dataclasses.fields(self)
+                 if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes")}
+        return dataclasses.replace(self, **local)
+
+    def command(self):
+        """The command line that trains with these settings, anywhere: the preset, and what differs from it."""
+        portable, preset = self.portable(), settings_from_preset(self.preset)
+        parts = ["python", "train.py", flag("preset"), self.preset]
+        for field in dataclasses.fields(self):
+            value = getattr(portable, field.name)
+            if value == getattr(preset, field.name):
+                continue
+            if field.metadata["kind"] is bool:
+                parts.append(flag(field.name) if value else flag("no_" + field.name))
+            else:
+                parts += [flag(field.name), str(value)]
+        return shlex.join(parts)
+
     @property
     def steps_at_test(self):
         """Inner steps in validation and test."""
@@ -140,7 +161,7 @@ _COMPETITION = {"order": 1, "inner_steps": 5, "inner_lr": 0.1, "meta_batch": 32,
 # Finn et al. 2017: exact gradient, strided network, rotations, 60,000 iterations; its random division of 1200 and 423 classes was not
 # published, `vinyals` is the nearest list. Its code sums the inner loss over the shots' classes, so its alpha of 0.4 (5-way) and 0.1 (20-way)
 # are both 2.0 on the mean loss used here.
-_PAPER = {"architecture": "stride", "rotations": True, "split": "vinyals", "order": 2, "inner_lr": 2.0, "iterations": 60000, "meta_lr": 0.001}
+_PAPER = {"architecture": "stride", "rotations": True, "split_rule": "vinyals", "order": 2, "inner_lr": 2.0, "iterations": 60000, "meta_lr": 0.001}
 _PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
 _PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
 

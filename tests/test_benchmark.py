@@ -151,7 +151,7 @@ def test_report(tmp_path, capsys):
     report = json.loads(path.read_text())
     assert {"command", "machine", "settings", "threads", "tuned_opponents", "warmup", "repeat", "turn", "heats", "results", "ratios",
             "episode_building_s"} == set(report)
-    assert {"cpu", "cores", "load_before", "paddle", "torch", "numpy", "python", "platform", "device"} == set(report["machine"])
+    assert {"processor", "cores", "load_before", "paddle", "torch", "numpy", "python", "platform", "device"} == set(report["machine"])
     assert report["settings"]["meta_batch"] == 3 and report["settings"]["processes"] == 2
     assert [(row["side"], row["order"]) for row in report["results"]] == [(OURS, 1), (COMPETITION, 1), (OURS, 2)]
     for row in report["results"]:

@@ -7,7 +7,6 @@ import pytest
 from paddle_maml import assembly, checkpoint, cli, pretrained
 from paddle_maml.errors import UserError
 from paddle_maml.evaluation import evaluate
-from paddle_maml.settings import settings_from_preset
 from tiny_run import options
 
 
@@ -50,11 +49,6 @@ def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
     assert "there are: tiny" in capsys.readouterr().err
     assert cli.main_eval(["--pretrained", "tiny", "--weights", "x"]) == 2
     assert "either --weights or --pretrained" in capsys.readouterr().err
-
-
-def test_the_command_of_settings_is_what_was_typed():
-    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25)
-    assert pretrained.command(settings) == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
 
 
 @pytest.mark.parametrize("name", pretrained.names())

@@ -20,6 +20,7 @@ SHORTER = {
     "train.py": ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2",
                  "--test-episodes", "2", "--width", "4"],
     "eval.py": ["--episodes", "4"],
+    "--scaling": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--k-query", "1", "--orders", "1", "--processes", "1"],
     "paddle_maml.benchmark": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--against", "competition"],
     "paddle_maml.omniglot": [],
 }

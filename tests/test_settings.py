@@ -55,7 +55,7 @@ def test_options_override_the_preset():
     (["--inner-lr", "nan"], "inner_lr is nan"),
     (["--meta-lr", "inf"], "meta_lr is inf"),
     (["--order", "3"], "must be one of 1, 2"),
-    (["--split", "random"], "must be one of competition, vinyals"),
+    (["--split-rule", "random"], "must be one of competition, vinyals"),
     (["--output", ""], "output is '', but must not be empty"),
 ])
 def test_wrong_options_are_errors(arguments, sentence):
@@ -71,6 +71,13 @@ def test_unknown_and_mistyped_fields_are_errors():
         settings_from_dict({"n_way": True})
     with pytest.raises(UserError, match="must be of type bool"):
         settings_from_dict({"rotations": "yes"})
+
+
+def test_the_command_of_settings_is_what_was_typed():
+    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
+    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
+    arguments = settings.command().split()[2:]
+    assert parse(*arguments) == settings.portable() != settings
 
 
 def test_help_explains_every_setting():

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.metadata
 import importlib.util
 import os
-import platform
 import sys
 
 from ..cli import run_command
@@ -150,22 +149,14 @@ def _machine(device):
 
     torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": _cpu_model(), "cores": cores(), "load_before": load, "torch": torch, **environment(device)}
-
-
-def _cpu_model():
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.processor())
-    except OSError:
-        return platform.processor()
+    return {"load_before": load, "torch": torch, **environment(device)}
 
 
 def _heading(report):
     task, machine = report["settings"], report["machine"]
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     return (f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
-            f"{task['inner_steps']} inner steps\n{machine['cpu']}, {machine['cores']} cores, device {machine['device']}, "
+            f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
             f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
             f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
             + (", opponents with this library's allocator settings" if report["tuned_opponents"] else ""))

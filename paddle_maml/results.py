@@ -1,0 +1,101 @@
+"""What finished runs leave for others to check: report, log and curve, small enough for the repository, and a table of them.
+
+`python -m paddle_maml.results keep RUN FOLDER` copies a run's; `python -m paddle_maml.results table FOLDER...` prints a line for each.
+"""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+from . import checkpoint
+from .cli import run_command
+from .errors import UserError
+from .files import write_whole
+from .reporting import COLUMNS, CURVE, METRICS, REPORT, read_metrics, write_json
+from .settings import CommandLine, settings_from_dict
+
+# Rows of a log that is kept: more do not show in its curve.
+MOST_ROWS = 400
+
+
+def finished_report(run_folder):
+    """The report of a finished run, with the command that makes it again in the place of paths and the like.
+
+    Returns:
+        (report, weights): a dict as in report.json and `command`, and the path of the weights that were tested.
+
+    Raises:
+        UserError: the run has not come to its end, or went on after its report.
+    """
+    path = os.path.join(run_folder, REPORT)
+    if not os.path.isfile(path):
+        raise UserError(f"There is no {path}: the run has not come to its end.")
+    report = read_report(path, "iterations", "validation")
+    weights, _ = checkpoint.find_weights(run_folder)
+    states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
+    if (states["iteration"], states["best_iteration"]) != (report["iterations"], report["validation"]["iteration"]):
+        raise UserError(f"The run in {run_folder} went on after its report: let it come to its end.")
+    settings = settings_from_dict(report["settings"])
+    return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
+
+
+def read_report(path, *names):
+    """The dict in a JSON file that has "settings", "test" and these names; UserError if it is damaged or lacks one of them."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    if not isinstance(content, dict) or any(name not in content for name in ("settings", "test") + names):
+        raise UserError(f"{path} is damaged: get it anew.")
+    return content
+
+
+def keep(run_folder, folder):
+    """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a long log every nth row is
+    kept, and those of validations; raises UserError as `finished_report`."""
+    report, _ = finished_report(run_folder)
+    rows = read_metrics(os.path.join(run_folder, METRICS))
+    distance = -(-len(rows) // MOST_ROWS)
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0)
+    curve = Path(run_folder, CURVE).read_bytes()
+    os.makedirs(folder, exist_ok=True)
+    write_whole(os.path.join(folder, METRICS), text.getvalue().encode())
+    write_whole(os.path.join(folder, CURVE), curve)
+    write_json(os.path.join(folder, REPORT), report)
+
+
+def table(folders):
+    """The reports in these folders as a Markdown table; raises UserError if one is missing or damaged."""
+    lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
+    for folder in folders:
+        report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
+        settings, test = settings_from_dict(report["settings"]), report["test"]
+        lines.append(f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
+                     f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
+                     f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |")
+    return "\n".join(lines)
+
+
+def _main(arguments):
+    parser = CommandLine(prog="python -m paddle_maml.results", description="Keep what shows how a run went, and tabulate it.")
+    parser.add_argument("what", choices=("keep", "table"), help="keep: copy report, log and curve of the run in the first folder to the second; "
+                        "table: print a line for each folder")
+    parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    given = parser.parse(arguments)
+    if given["what"] == "table":
+        print(table(given["folders"]))
+    elif len(given["folders"]) != 2:
+        raise UserError(f"keep takes two folders, RUN and FOLDER, not {len(given['folders'])}.")
+    else:
+        keep(*given["folders"])
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(_main, sys.argv[1:]))

@@ -1,0 +1,65 @@
+"""What is kept of finished runs, and the table of it."""
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from paddle_maml import cli, results
+from paddle_maml.errors import UserError
+from paddle_maml.reporting import read_metrics
+from tiny_run import ROOT, options
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "MOST_ROWS", 2)
+    folder = tmp_path / "run"
+    assert cli.main_train(options(output=folder, iterations=6, log_every=1, val_every=3)) == 0
+    return folder
+
+
+def test_a_kept_run_names_no_place_and_its_log_is_short(run, tmp_path):
+    folder = tmp_path / "kept" / "a run"
+    results.keep(str(run), str(folder))
+    assert sorted(os.listdir(folder)) == ["curve.png", "metrics.csv", "report.json"]
+    assert str(tmp_path) not in (folder / "report.json").read_text()
+    kept, original = read_metrics(folder / "metrics.csv"), read_metrics(run / "metrics.csv")
+    assert [row["iteration"] for row in original] == ["1", "2", "3", "4", "5", "6"]
+    # Every third row, and validations have rows of their own where they come.
+    assert [row["iteration"] for row in kept] == ["3", "6"] and all(row in original for row in kept)
+    assert (folder / "curve.png").read_bytes() == (run / "curve.png").read_bytes()
+
+
+def test_the_table_shows_what_the_report_says(run, tmp_path):
+    results.keep(str(run), str(tmp_path / "kept"))
+    report = json.loads((run / "report.json").read_text())
+    line = results.table([str(tmp_path / "kept")]).splitlines()[-1]
+    assert line.startswith(f"| kept | {100 * report['test']['accuracy']:.2f} ± {100 * report['test']['interval']:.2f} |")
+    assert line.endswith(f"| `{report_command(line)}` |") and "--iterations 6" in report_command(line)
+
+
+def report_command(line):
+    return line.split("`")[1]
+
+
+def test_a_run_that_went_on_after_its_report_is_refused(run, tmp_path):
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**report, "iterations": 5}))
+    with pytest.raises(UserError, match="went on after its report"):
+        results.keep(str(run), str(tmp_path / "kept"))
+    assert not (tmp_path / "kept").exists()
+
+
+def test_the_command_line(tmp_path):
+    def call(*arguments):
+        return subprocess.run([sys.executable, "-m", "paddle_maml.results", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
+
+    done = call("table", "docs/runs/half-hour")
+    assert done.returncode == 0 and "| half-hour | 95.89 ± 0.30 | 1000 | 1 | 1000 | 0 |" in done.stdout
+    for arguments, sentence in [(["keep", "x"], "keep takes two folders"), (["table", str(tmp_path)], "is damaged"),
+                                (["keep", str(tmp_path), "y"], "has not come to its end")]:
+        failed = call(*arguments)
+        assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
+    assert not os.path.exists(os.path.join(ROOT, "y"))
