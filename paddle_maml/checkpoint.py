@@ -50,14 +50,14 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
         for name, content in ((WEIGHTS, weights), (BEST, best), (OPTIMIZER, optimizer), (STATES, states)):
             path = os.path.join(partial, name)
             paddle.save(content, path)
-            _sync(path)
-        _sync(partial)
+            files.sync(path)
+        files.sync(partial)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
-    _sync(run_folder)
+    files.sync(run_folder)
     remove_leftovers(run_folder)
     return final
 
@@ -98,16 +98,6 @@ def _free_name(run_folder, iteration):
         tries += 1
         path = os.path.join(run_folder, f"checkpoint-{iteration}.{tries}")
     return path
-
-
-def _sync(path):
-    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
-        return
-    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_states(path):

@@ -27,10 +27,22 @@ def write_whole(path, data):
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
+        sync(path.parent)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
     return path
+
+
+def sync(path):
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
+        return
+    descriptor = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock_folder(path):
