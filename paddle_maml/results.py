@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 from . import checkpoint
-from .cli import run_command
 from .errors import UserError
 from .files import write_whole
 from .reporting import COLUMNS, CURVE, METRICS, REPORT, read_metrics, write_json
@@ -98,4 +97,6 @@ def _main(arguments):
 
 
 if __name__ == "__main__":
+    from .cli import run_command
+
     sys.exit(run_command(_main, sys.argv[1:]))

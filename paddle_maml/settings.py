@@ -71,6 +71,8 @@ class Settings:
     width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
     image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
 
+    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library; default: fresh ones", "path or name", kind=str)
+
     order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
     inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import paddle
 
-from . import checkpoint
+from . import checkpoint, pretrained
 from .assembly import describe, environment, load_images, make_learner, evaluation_episodes
 from .background import Ahead, Interrupted, StopRequest
 from .device import select_device
@@ -113,6 +113,8 @@ class _Run:
         self.folder = settings.run_folder
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
+        if settings.start_from and not (settings.resume and checkpoint.newest_checkpoint(self.folder)):
+            checkpoint.load_weights(self.learner, pretrained.find_weights(settings.start_from))
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = evaluation_episodes(settings, parts["val"])

@@ -330,3 +330,37 @@ def test_meta_batches_come_in_order_errors_arrive_and_closing_does_not_hang():
     ahead.next()
     ahead.close()
     assert threading.active_count() == threads
+
+
+def test_a_run_starts_from_given_weights(finished, tmp_path):
+    folder, _ = finished
+    trained = final_weights(folder)[checkpoint.BEST]
+    # With a rate that no weight notices, a run ends with what it started from.
+    training.train(tiny(tmp_path / "a", start_from=str(folder), iterations=1, meta_lr=1e-30))
+    training.train(tiny(tmp_path / "b", iterations=1, meta_lr=1e-30))
+    started, fresh = final_weights(tmp_path / "a")[checkpoint.BEST], final_weights(tmp_path / "b")[checkpoint.BEST]
+    assert (started["linear.weight"] == trained["linear.weight"]).all()
+    assert (fresh["linear.weight"] != trained["linear.weight"]).any()
+    assert all((started[name] == trained[name]).all() for name in trained if name.startswith("block"))
+
+
+def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path):
+    folder, _ = finished
+    weights = tmp_path / "weights.pdparams"
+    with open(checkpoint.find_weights(str(folder))[0], "rb") as file:
+        weights.write_bytes(file.read())
+    training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=4))
+    weights.unlink()
+    training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=6, resume=True))
+    assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["iteration"] == "6"
+
+
+@pytest.mark.parametrize("start_from, changes, sentence", [
+    ("nothing", {}, "There is no file or folder nothing, and no pretrained weights of that name"),
+    (None, {"width": 5}, "belongs to another network"),
+])
+def test_weights_that_cannot_be_started_from_are_refused(finished, tmp_path, start_from, changes, sentence):
+    folder, _ = finished
+    with pytest.raises(UserError, match=sentence):
+        training.train(tiny(tmp_path / "run", start_from=start_from or str(folder), **changes))
+    assert not (tmp_path / "run").exists()

@@ -6,9 +6,11 @@ NAME` makes both from a finished run.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
+from .. import checkpoint
 from ..errors import UserError
 from ..files import write_whole
 from ..reporting import write_json
@@ -39,6 +41,19 @@ def find(name):
     if not path.is_file() or _digest(path.read_bytes()) != card["sha256"]:
         raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
     return str(path), settings_from_dict(card["settings"]), card
+
+
+def find_weights(path_or_name):
+    """The file of weights that a path (see `checkpoint.find_weights`) or, where there is no such path, a name stands for.
+
+    Raises:
+        UserError: there are none.
+    """
+    if os.path.exists(path_or_name):
+        return checkpoint.find_weights(path_or_name)[0]
+    if path_or_name not in names():
+        raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}.")
+    return find(path_or_name)[0]
 
 
 def add(run_folder, name):
