@@ -111,7 +111,8 @@ def _measured(accuracies):
 
 
 def write_analysis(folder, report, predictions):
-    """Write analysis.json, confusion.png and worst.png into a folder."""
+    """Write analysis.json, confusion.png and worst.png into a folder, which is made if needed."""
+    os.makedirs(folder, exist_ok=True)
     rates, groups = _confusion_rates(predictions.builder.classes, *_counts(predictions))
     draw_matrix(rates, groups, os.path.join(folder, CONFUSION))
     draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in report["analysis"]["worst_episodes"]]),

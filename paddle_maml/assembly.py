@@ -8,9 +8,11 @@ import paddle
 
 from .device import cores, processor
 from .episodes import EpisodeBuilder
+from .errors import UserError
 from .learner import MetaLearner
 from .network import MAML
 from .omniglot import load_omniglot
+from .settings import flag
 from .splits import split_classes
 from .synthetic import draw_synthetic
 
@@ -42,7 +44,10 @@ def make_learner(settings, images):
 
 def evaluation_episodes(settings, images):
     """The `EpisodeBuilder` of validation and test: images of an `ImageSet`, unrotated, with the number of query images for testing."""
-    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed)
+    try:
+        return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed)
+    except UserError as error:
+        raise UserError(f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}") from None
 
 
 def environment(device):

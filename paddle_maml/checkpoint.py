@@ -1,6 +1,7 @@
 """Weights and training state on disk: checkpoint sets written whole or not at all, and what is read from them put to use."""
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
@@ -14,7 +15,7 @@ from .errors import UserError
 from .plain_data import MAX_BYTES, read_file
 from .settings import settings_from_dict
 
-WEIGHTS, BEST, OPTIMIZER, STATES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
+WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
 
 _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
 _PARTIAL = ".checkpoint.partial"
@@ -37,7 +38,7 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
         weights: the learner's state_dict.
         best: the state_dict with the best validation accuracy so far.
         optimizer: the meta-optimizer's state, see `optimizer_state`.
-        states: dict of plain values: iteration, settings, and what else the training needs.
+        states: dict of plain values: iteration, settings, and what else the training needs. The digests of the other files are added.
     Returns:
         Path of the new set.
     """
@@ -47,10 +48,12 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
     shutil.rmtree(partial, ignore_errors=True)
     os.mkdir(partial)
     try:
-        for name, content in ((WEIGHTS, weights), (BEST, best), (OPTIMIZER, optimizer), (STATES, states)):
+        digests = {}
+        for name, content in ((WEIGHTS, weights), (BEST, best), (OPTIMIZER, optimizer), (STATES, {**states, "sha256": digests})):
             path = os.path.join(partial, name)
             paddle.save(content, path)
             files.sync(path)
+            digests[name] = _digest(path)
         files.sync(partial)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
@@ -63,32 +66,53 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
 
 
 def newest_checkpoint(run_folder):
-    """Path of the newest checkpoint set in a run folder, or None."""
+    """Path of the newest checkpoint set in a run folder, or None; raises UserError if there are only sets that lack files."""
     sets = _sets(run_folder)
-    return sets[-1][1] if sets else None
+    complete = [path for path in sets if not _missing(path)]
+    if sets and not complete:
+        raise UserError(f"The checkpoint {sets[-1]} lacks {_missing(sets[-1])[0]}: put it back, or choose another folder.")
+    return complete[-1] if complete else None
 
 
 def remove_leftovers(run_folder):
-    """Remove everything that is not the newest complete set: what killed writes and killed removals left, and the older sets."""
+    """Remove the older sets, and what killed writes and killed removals left. What others put there stays."""
     newest = newest_checkpoint(run_folder)
     for name in os.listdir(run_folder):
         path = os.path.join(run_folder, name)
-        if (name == _PARTIAL or _SET_NAME.match(name)) and path != newest:
+        if (name == _PARTIAL or _SET_NAME.match(name)) and path != newest and _is_ours(path):
             shutil.rmtree(path, ignore_errors=True)
-        elif name.startswith(".") and name.endswith(files.PARTIAL) and os.path.isfile(path):
+        elif files.is_partial(name) and os.path.isfile(path):
             os.remove(path)
 
 
+def remove_all(run_folder):
+    """Remove all checkpoint sets."""
+    for path in _sets(run_folder):
+        shutil.rmtree(path, ignore_errors=True)
+
+
 def _sets(run_folder):
-    """The complete checkpoint sets as ((iteration, try), path), oldest first."""
+    """The checkpoint sets, oldest first, also those that lack files because their removal was cut short."""
     found = []
     for name in os.listdir(run_folder) if os.path.isdir(run_folder) else []:
-        match = _SET_NAME.match(name)
-        path = os.path.join(run_folder, name)
-        # A set whose removal was cut short lacks files.
-        if match and all(os.path.isfile(os.path.join(path, file)) for file in (WEIGHTS, BEST, OPTIMIZER, STATES)):
+        match, path = _SET_NAME.match(name), os.path.join(run_folder, name)
+        if match and _is_ours(path) and os.listdir(path):
             found.append(((int(match[1]), int(match[2] or 0)), path))
-    return sorted(found)
+    return [path for _, path in sorted(found)]
+
+
+def _is_ours(path):
+    """Whether a folder holds nothing but files of a set: other programs name theirs checkpoint-N too."""
+    return os.path.isdir(path) and set(os.listdir(path)) <= set(FILES)
+
+
+def _missing(path):
+    return [name for name in FILES if not os.path.isfile(os.path.join(path, name))]
+
+
+def _digest(path):
+    with open(path, "rb") as file:
+        return hashlib.sha256(file.read()).hexdigest()
 
 
 def _free_name(run_folder, iteration):
@@ -101,10 +125,15 @@ def _free_name(run_folder, iteration):
 
 
 def read_states(path):
-    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else."""
+    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else, or if a file beside it is not
+    the one that was written with it."""
     states = read_file(path)
-    if not isinstance(states, dict) or not isinstance(states.get("settings"), dict):
-        raise UserError(f"{path} does not hold the state of a run.")
+    if not isinstance(states, dict) or not isinstance(states.get("settings"), dict) or not isinstance(states.get("sha256"), dict):
+        raise UserError(f"{path} does not hold the state of a run: name a run folder or a checkpoint folder.")
+    for name, digest in states["sha256"].items():
+        beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
+        if os.path.isfile(beside) and _digest(beside) != digest:
+            raise UserError(f"{beside} is damaged: it is not what was written there; take another copy, or start again in another folder.")
     return states, settings_from_dict(states["settings"])
 
 
@@ -181,7 +210,7 @@ def set_weights(layer, arrays, path):
     for name, tensor in own.items():
         _check_shape(path, name, arrays[name], tensor)
     # A copy: Paddle may keep a view of what it is given, and these arrays are views of the file.
-    layer.set_state_dict({name: np.array(arrays[name]) for name in own})
+    layer.set_state_dict({name: np.array(arrays[name], tensor.numpy().dtype) for name, tensor in own.items()})
 
 
 def _set_in_order(net, arrays, path):
@@ -244,7 +273,7 @@ def set_optimizer_state(optimizer, learner, state, path):
         if name not in state:
             raise UserError(f"{path} belongs to another optimizer or network: {name} is missing.")
         _check_shape(path, name, state[name], tensor)
-        renamed[key] = np.array(state[name])
+        renamed[key] = np.array(state[name], tensor.numpy().dtype)
     optimizer.set_state_dict(renamed)
 
 

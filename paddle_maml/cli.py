@@ -1,14 +1,18 @@
 """The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import signal
 import sys
+import threading
 import time
 
 from .background import Interrupted
-from .device import cores, gpu_count, prepare, select_device
+from .device import cores, gpu_count, import_paddle, prepare, select_device
 from .errors import UserError
+from .files import check_target
 from .parallel import launched, run_processes, started_rank
 from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
 
@@ -37,12 +41,17 @@ def run_command(command, argument):
     """Call command(argument); its result, or what the failure stands for, is the exit status."""
     prepare()
     try:
-        return command(argument) or 0
+        with _stoppable(), _standard_output():
+            status = command(argument) or 0
+            sys.stdout.flush()
+            return status
     except UserError as error:
         return _fail(str(error))
     except OSError as error:
         if error.errno not in _MACHINE:
             raise
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again at the end
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
@@ -56,10 +65,37 @@ def run_command(command, argument):
         return STOPPED
 
 
+@contextlib.contextmanager
+def _stoppable():
+    """SIGTERM ends a command as Ctrl-C does, and Ctrl-C as Python has it; signals that are ignored, as under nohup, still are. The
+    members of a group of processes are left to those who started them."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread() and not launched():
+        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number, handler in previous.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _standard_output():
+    """A standard output that goes nowhere where there is none, as after `>&-`."""
+    with contextlib.ExitStack() as opened:
+        if sys.stdout is None:
+            opened.enter_context(contextlib.redirect_stdout(opened.enter_context(open(os.devnull, "w"))))
+        yield
+
+
 _MACHINE = {
-    errno.ENOSPC: "The disk is full{place}: free some space; a run that has begun continues with --resume.",
-    errno.EDQUOT: "The disk quota is used up{place}: free some space; a run that has begun continues with --resume.",
-    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a run that has begun continues with --resume.",
+    errno.EPIPE: "Nobody reads the output any more, so this ends: write it to a file instead; a training run continues with --resume.",
+    errno.ENOSPC: "The disk is full{place}: free some space; a training run that has begun continues with --resume.",
+    errno.EDQUOT: "The disk quota is used up{place}: free some space; a training run that has begun continues with --resume.",
+    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a training run that has begun continues with --resume.",
     errno.EROFS: "The file system is read-only{place}: choose another folder.",
     errno.EACCES: "Permission is missing{place}: choose another folder or change its permissions.",
     errno.EPERM: "Permission is missing{place}: choose another folder or change its permissions.",
@@ -67,9 +103,9 @@ _MACHINE = {
     errno.ENAMETOOLONG: "The path is too long{place}: choose another one.",
     errno.EISDIR: "There is a folder where a file is to be written{place}: choose another name.",
     errno.EEXIST: "There is something in the way{place}: choose another name.",
-    errno.ENOENT: "There is no such file or folder{place}.",
+    errno.ENOENT: "There is no such file or folder{place}: choose another one.",
     errno.ELOOP: "The path has too many links{place}: choose another one.",
-    errno.EIO: "The disk reports an error{place}.",
+    errno.EIO: "The disk reports an error{place}: choose another folder, on another disk.",
 }
 
 
@@ -90,6 +126,7 @@ def _train(arguments):
         # It is stored with the run, which may be resumed from another folder.
         given["data_dir"] = os.path.abspath(settings.data_dir)
         settings = settings_from_preset(**given)
+    import_paddle()
     from . import assembly, checkpoint, training
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
@@ -115,6 +152,7 @@ def _train(arguments):
 
 
 def _train_one(settings):
+    import_paddle()
     from .training import train
 
     train(settings)
@@ -148,15 +186,12 @@ def _evaluate(arguments):
     path, name, part, json_path, folder = (given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse"))
     if not path and not name or path and name:
         raise UserError("Give either --weights or --pretrained.")
-    if folder is not None:
-        if not folder or os.path.exists(folder) and not os.path.isdir(folder):
-            raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
-        os.makedirs(folder, exist_ok=True)
-    if json_path and not os.path.isdir(os.path.dirname(os.path.abspath(json_path))):
-        raise UserError(f"--json is {json_path}, but its folder does not exist.")
-    if json_path and os.path.isdir(json_path):
-        raise UserError(f"--json is {json_path}, which is a folder; name a file.")
+    if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
+        raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
+    if json_path is not None:
+        check_target(json_path, "--json")
 
+    import_paddle()
     from . import assembly, checkpoint, pretrained
     from .evaluation import evaluate
     from .reporting import evaluation_table, write_json

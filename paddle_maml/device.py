@@ -5,7 +5,9 @@ import ctypes
 import os
 import platform
 import re
+import signal
 import sys
+import threading
 import warnings
 
 from .errors import UserError
@@ -40,6 +42,27 @@ def _keep_freed_memory():
     if not mallopt(_M_MMAP_THRESHOLD, _GIB):
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
+
+
+def import_paddle():
+    """Import Paddle with its signal handlers, which print a stack, taken away.
+
+    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    in_charge = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask")
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    if in_charge:
+        blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        import paddle
+
+        paddle.disable_signal_handler()
+    finally:
+        if in_charge:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)  # Paddle took Python's away too
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
 
 
 def cores():

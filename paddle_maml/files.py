@@ -1,12 +1,13 @@
 """Files and folders that survive: written whole or not at all, and not by two programs at once."""
 import contextlib
 import os
+import re
 import secrets
 from pathlib import Path
 
 from .errors import UserError
 
-PARTIAL = ".partial"  # what a killed process may leave ends in this
+_PARTIAL = ".{name}.{random}.partial"  # what a killed process may leave
 
 
 def write_whole(path, data):
@@ -20,7 +21,7 @@ def write_whole(path, data):
     if path.exists() and not path.is_file():
         path.write_bytes(data)
         return path
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}{PARTIAL}")
+    partial = path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8)))
     try:
         with open(partial, "xb") as file:
             file.write(data)
@@ -32,6 +33,24 @@ def write_whole(path, data):
         partial.unlink(missing_ok=True)
         raise
     return path
+
+
+def is_partial(name):
+    """Whether a file of this name was left by a `write_whole` that was killed."""
+    return bool(re.fullmatch(_PARTIAL.replace(".", r"\.").format(name=".+", random="[0-9a-f]{16}"), name))
+
+
+def check_target(path, option):
+    """UserError if no file can be written to a path, known before the work is done whose result it is for; `option` names its source."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not path:
+        raise UserError(f"{option} is empty, but must name a file.")
+    if os.path.isdir(path):
+        raise UserError(f"{option} is {path}, which is a folder; name a file.")
+    if not os.path.isdir(folder):
+        raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"{option} is {path}, but its folder cannot be written to; choose another one.")
 
 
 def sync(path):

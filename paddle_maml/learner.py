@@ -54,8 +54,8 @@ class MetaLearner(nn.Layer):
         super().__init__()
         if inner_steps < 1:
             raise ValueError(f"inner_steps must be at least 1, not {inner_steps}")
-        if not inner_lr >= 0:
-            raise ValueError(f"inner_lr must not be negative, not {inner_lr}")
+        if not 0 <= inner_lr < float("inf"):
+            raise ValueError(f"inner_lr must be a finite number that is not negative, not {inner_lr}")
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, not {order}")
         if adapted not in ("all", "head"):
@@ -96,6 +96,8 @@ class MetaLearner(nn.Layer):
             ValueError: arrays that do not belong together, a label outside the classes, or a wrong number of weights.
         """
         order = self.order if order is None else order
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, not {order}")
         if step_weights is None:
             step_weights = [0.0] * self.inner_steps + [1.0]
         if len(step_weights) != self.inner_steps + 1:
@@ -263,6 +265,8 @@ class MetaLearner(nn.Layer):
         A dict `graphs` is given the gradients of the last steps, by step, so that they can be differentiated.
         """
         theta, steps = _leaves(theta), self.inner_steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, not {steps}")
         yield theta
         for step in range(steps):
             keep = graphs is not None and step >= steps - KEPT_GRAPHS
@@ -281,7 +285,7 @@ class MetaLearner(nn.Layer):
             with paddle.enable_grad():
                 loss, logits = self._loss(own, query)
                 gradients.append(paddle.grad(loss.sum(), own))
-            losses.append(loss.sum().detach())
+            losses.append((loss.detach() + _doubt(own)).sum())
             hits.append(_hits(logits.detach(), query).sum())
         return sum(losses), sum(hits), [paddle.concat(parts) for parts in zip(*gradients)]
 
@@ -329,24 +333,33 @@ class MetaLearner(nn.Layer):
         accuracies, losses = [], []
         with paddle.no_grad():
             for part, query in queries:
-                loss, logits = self._loss([p[part] for p in theta], query)
+                own = [p[part] for p in theta]
+                loss, logits = self._loss(own, query)
                 accuracies.append(_hits(logits, query).numpy())
-                losses.append(loss.numpy())
+                losses.append((loss + _doubt(own)).numpy())
         return np.concatenate(accuracies).astype(np.float64), np.concatenate(losses).astype(np.float64)
 
     # ---------------------------------------------------------------------------------------------------------- input
 
     def _images(self, images):
         tensor = images if isinstance(images, paddle.Tensor) else paddle.to_tensor(images)
-        return tensor.astype(self.net.linear.weight.dtype)
+        tensor = tensor.astype(self.net.linear.weight.dtype)
+        self.net.check_images(tensor if tensor.ndim == 5 else tensor.unsqueeze(0))
+        # ReLU and maximum take what is no number for zero: the loss would not show it.
+        if not bool(paddle.isfinite(tensor).all()):
+            raise ValueError("images must hold finite numbers; some are infinite or no numbers")
+        return tensor
 
     def _labelled(self, images, labels):
         images, labels = self._images(images), labels if isinstance(labels, paddle.Tensor) else paddle.to_tensor(labels)
+        if not (paddle.is_integer(labels) or labels.dtype == paddle.bool):
+            raise ValueError(f"labels must be whole numbers, not {labels.dtype}")
+        labels = labels.astype("int64")
         if list(images.shape[:-3]) != list(labels.shape) or 0 in labels.shape:
             raise ValueError(f"images {tuple(images.shape)} and labels {tuple(labels.shape)} do not belong together")
         if int(labels.min()) < 0 or int(labels.max()) >= self.net.n_way:
             raise ValueError(f"labels must be 0 to {self.net.n_way - 1}, not {int(labels.min())} to {int(labels.max())}")
-        return [images, labels.astype("int64")]
+        return [images, labels]
 
     def _episodes(self, x_spt, y_spt, x_qry, y_qry=None):
         """A meta-batch as tensors; without the labels of the query images where there are none."""
@@ -382,6 +395,12 @@ def _leaves(tensors):
     for leaf in leaves:
         leaf.stop_gradient = False
     return leaves
+
+
+def _doubt(theta):
+    """Zero for each task, and no number for one whose parameters are not finite: ReLU and maximum would hide that from its loss."""
+    with paddle.no_grad():
+        return sum((p * 0.0).flatten(1).sum(axis=1) for p in theta)
 
 
 def _hits(logits, query):

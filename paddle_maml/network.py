@@ -91,7 +91,7 @@ class MAML(nn.Layer):
         single = x.ndim == 4
         if single:
             x = x.unsqueeze(0)
-        self._check_images(x)
+        self.check_images(x)
         if params is None:
             packed = self.pack(self.parameters(), tasks=x.shape[0])
         else:
@@ -209,7 +209,8 @@ class MAML(nn.Layer):
             return (operators.sum_rows(maps) / pixels).reshape([tasks, images, width])
         return maps.transpose([0, 2, 1]).reshape([tasks, images, -1])
 
-    def _check_images(self, x):
+    def check_images(self, x):
+        """ValueError unless x is (T, N, C, H, W) with the network's C, H and W."""
         expected = [self.in_channels, self.image_size, self.image_size]
         if x.ndim != 5 or x.shape[2:] != expected:
             raise ValueError(f"images must be (N, {', '.join(map(str, expected))}) with or without a leading axis of tasks, "

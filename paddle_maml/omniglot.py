@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import hashlib
 import http.client
@@ -10,6 +9,7 @@ import io
 import os
 import re
 import struct
+import sys
 import tempfile
 import warnings
 import zipfile
@@ -18,13 +18,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from .download import MAX_BYTES, fetch
 from .episodes import ImageSet
 from .errors import UserError
 from .files import write_whole
 from .preprocessing import check_rule, resize
+from .settings import CommandLine
 
 # Lake's alphabets and their numbers of characters; the two parts are his two zips.
 BACKGROUND = {
@@ -218,7 +219,8 @@ def _naming(where):
     try:
         yield
     except _DAMAGE as error:
-        raise UserError(f"{where} is damaged ({error}): get it again.") from error
+        said = "it is no PNG" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(f"{where} is damaged ({said}): get it again.") from error
 
 
 def _decode(sources, preprocessing, image_size):
@@ -317,18 +319,17 @@ def _download(folders):
     return files
 
 
-def main():
+def _main(arguments):
     """Checks a copy of Omniglot and prints its digests: `python -m paddle_maml.omniglot --data-dir FOLDER`."""
-    parser = argparse.ArgumentParser(prog="python -m paddle_maml.omniglot", description="Find, check and decode Omniglot.")
-    parser.add_argument("--data-dir", help="folder with the two zips; without it, where training looks too")
-    try:
-        data_dir = parser.parse_args().data_dir
-        for rule, expected in FINISHED_DIGESTS.items():
-            found = digest(load_omniglot(data_dir, rule).images)
-            print(f"{rule}: {found} ({'as published' if found == expected else 'NOT ' + expected})")
-    except UserError as error:
-        parser.error(str(error))
+    parser = CommandLine(prog="python -m paddle_maml.omniglot", description="Find, check and decode Omniglot.")
+    parser.add_settings(["data_dir"])
+    data_dir = parser.parse(arguments).get("data_dir")
+    for rule, expected in FINISHED_DIGESTS.items():
+        found = digest(load_omniglot(data_dir, rule).images)
+        print(f"{rule}: {found} ({'as published' if found == expected else 'NOT ' + expected})")
 
 
 if __name__ == "__main__":
-    main()
+    from .cli import run_command
+
+    sys.exit(run_command(_main, sys.argv[1:]))

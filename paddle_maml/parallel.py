@@ -55,7 +55,6 @@ class Ranks:
         import paddle
         import paddle.distributed as dist
 
-        paddle.disable_signal_handler()  # it prints a stack at every signal
         with _silence():
             dist.init_parallel_env()
         return cls(dist.get_rank(), dist.get_world_size())

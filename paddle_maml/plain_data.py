@@ -41,7 +41,7 @@ def read_file(path):
     except _Forbidden as error:
         raise UserError(f"{path} is refused, because it is not plain data: {error}.") from error
     except Exception as error:
-        raise UserError(f"{path} is damaged, truncated or no Paddle file ({type(error).__name__}: {error}).") from error
+        raise UserError(f"{path} is damaged, truncated or no Paddle file ({type(error).__name__}: {error}); take another copy.") from error
 
 
 class _Forbidden(Exception):

@@ -4,7 +4,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import os
+import re
 import shutil
 import sys
 import time
@@ -128,13 +130,34 @@ class Metrics:
 
 
 def read_metrics(path):
-    """The rows of a metrics.csv as dicts of strings; what a killed process wrote of its last row is left out."""
+    """The rows of a metrics.csv as dicts of strings; what a killed process or machine wrote of its last row is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
     if not os.path.exists(path):
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
-        lines = [line for line in file if line.endswith("\n") and "\0" not in line]
-    rows = csv.DictReader(lines)
-    return [row for row in rows if None not in row.values() and None not in row and row.get("iteration", "").isdigit()]
+        lines = file.read().split("\n")
+    del lines[-1]  # unfinished, or nothing
+    if lines and "\0" in lines[-1]:
+        del lines[-1]
+    rows = [line.rstrip("\r").split(",") for line in lines]
+    for number, row in enumerate(rows, 1):
+        if not (tuple(row) == COLUMNS if number == 1 else _is_row(row)):
+            raise UserError(f"{path} is damaged in line {number}: repair it, or move it away to go on without its rows.")
+    return [dict(zip(COLUMNS, row)) for row in rows[1:]]
+
+
+def _is_row(values):
+    def is_number(value):
+        try:
+            return math.isfinite(float(value))
+        except ValueError:
+            return False
+
+    iteration, *others = values
+    return len(values) == len(COLUMNS) and re.fullmatch("[0-9]{1,12}", iteration) and all(value == "" or is_number(value) for value in others)
 
 
 def require_visualdl():

@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import difflib
 import math
+import os
 import shlex
 
 from .errors import UserError
@@ -110,14 +111,13 @@ class Settings:
             UserError: names the first setting that is wrong, its value, and what is allowed.
         """
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            kind, test = field.metadata["kind"], field.metadata["check"]
+            value, kind = getattr(self, field.name), field.metadata["kind"]
             if value is None and field.default is None:
                 continue
             number_as_float = kind is float and type(value) is int
             if type(value) is not kind and not number_as_float:
                 raise UserError(f"{field.name} is {value!r}, but must be of type {kind.__name__}.")
-            wrong = test(value) if test else "must not be empty" if value == "" else None
+            wrong = _what_is_wrong(field, value)
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
 
@@ -270,4 +270,25 @@ class CommandLine(argparse.ArgumentParser):
                 self.add_argument(option, dest=field.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
             else:
                 metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
-                self.add_argument(option, dest=field.name, type=kind, default=argparse.SUPPRESS, help=text, metavar=metavar)
+                self.add_argument(option, dest=field.name, type=_reader(option, field), default=argparse.SUPPRESS, help=text, metavar=metavar)
+
+
+def _reader(option, field):
+    """The function from an option's text to its value; it names the option as it was typed where the value is wrong."""
+    kind = field.metadata["kind"]
+
+    def read(text):
+        value = os.path.expanduser(text) if field.metadata["unit"] == "path" else kind(text)
+        wrong = _what_is_wrong(field, value)
+        if wrong:
+            raise UserError(f"{option} is {value!r}, but {wrong}.")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it in its message
+    return read
+
+
+def _what_is_wrong(field, value):
+    """The end of a sentence about a value of the right type, or None."""
+    check = field.metadata["check"]
+    return check(value) if check else "must not be empty" if value == "" else None

@@ -5,12 +5,14 @@
 
 from __future__ import annotations
 
-import argparse
 import random
+import sys
 from pathlib import Path
 
 from .errors import UserError
+from .files import write_whole
 from .omniglot import BACKGROUND, EVALUATION, class_names
+from .settings import CommandLine
 
 PARTS = ("train", "val", "test")
 VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
@@ -94,9 +96,15 @@ def format_split(rule):
     return "\n".join(lines) + "\n"
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists.")
-    parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder
+def _main(arguments):
+    parser = CommandLine(prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists.")
+    parser.add_argument("folder")
+    folder = parser.parse(arguments)["folder"]
     for rule in ("competition", "vinyals"):
-        (folder / f"{rule}.txt").write_bytes(format_split(rule).encode("utf-8"))
+        write_whole(Path(folder, f"{rule}.txt"), format_split(rule).encode("utf-8"))
+
+
+if __name__ == "__main__":
+    from .cli import run_command
+
+    sys.exit(run_command(_main, sys.argv[1:]))

@@ -125,6 +125,7 @@ class _Run:
         self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
         self.state = _State()
         self.saved = None
+        self.metrics = self.progress = Silence()
 
         os.makedirs(self.folder, exist_ok=True)
         if ranks.leads:
@@ -132,6 +133,8 @@ class _Run:
             refuse_other_run(settings)  # another process may have had the folder since the first look
             checkpoint.remove_leftovers(self.folder)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
+        if ranks.leads and not newest:
+            held.push(self._remove_what_never_began)
         if newest:
             self._restore(newest)
         else:
@@ -139,8 +142,9 @@ class _Run:
         if not (ranks.agree(self.state.iteration) and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))):
             raise UserError(f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
                             "them see.")
-        self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl) if ranks.leads else Silence()
-        self.progress = Progress(settings.iterations, self.state.iteration) if ranks.leads else Silence()
+        if ranks.leads:
+            self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
+            self.progress = Progress(settings.iterations, self.state.iteration)
         if newest:
             self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
         elif settings.resume:
@@ -202,7 +206,7 @@ class _Run:
             return
         weights = self._weights()
         if not all(np.isfinite(array).all() for array in weights.values()):
-            raise self._diverged("a weight is not a finite number")
+            raise self._diverged("a weight is not a finite number", self.state.iteration)
         states = {**dataclasses.asdict(self.state), "settings": self.settings.as_dict(), "seed": self.settings.seed,
                   "environment": environment(self.device)}
         checkpoint.write_checkpoint(self.folder, self.state.iteration, weights, self.best,
@@ -228,6 +232,9 @@ class _Run:
         loss, accuracy = meta_gradient(self.learner, *batch, self.ranks, order=order, step_weights=weights)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
+        # ReLU and maximum take what is no number for zero, so that the loss may look sound when the gradient is not.
+        if not all(bool(paddle.isfinite(parameter.grad).all()) for parameter in self.learner.parameters()):
+            raise self._diverged("the meta-gradient is not finite")
         self.optimizer.step()
         self.optimizer.clear_grad()
         state.iteration += 1
@@ -250,7 +257,7 @@ class _Run:
             result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked,
                               ranks=self.ranks)
         except Diverged:
-            raise self._diverged("the loss of the validation is not a finite number") from None
+            raise self._diverged("the loss of the validation is not a finite number", state.iteration) from None
         state.validated = state.iteration
         if result["accuracy"] > state.best_accuracy:
             state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, result["accuracy"], result["interval"]
@@ -279,7 +286,8 @@ class _Run:
                 raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
             setattr(self.state, field.name, value)
         if self.state.iteration > self.settings.iterations:
-            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already.")
+            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: ask for more, or choose another "
+                            f"folder with {flag('output')}.")
         checkpoint.load_weights(self.learner, files[checkpoint.BEST])
         self.best = self._weights()
         checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])
@@ -295,10 +303,25 @@ class _Run:
             raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
                               f"--output {shlex.quote(self.folder)}")
 
-    def _diverged(self, what):
+    def _diverged(self, what, iteration=None):
+        iteration = iteration or self.state.iteration + 1
+        if not self.state.iteration:
+            return UserError(f"Stopped at meta-iteration {iteration}, because {what}: lower inner_lr or meta_lr.")
         newest = checkpoint.newest_checkpoint(self.folder)
-        return UserError(f"Stopped at meta-iteration {self.state.iteration + 1}, because {what}; the last good checkpoint is {newest}; "
+        return UserError(f"Stopped at meta-iteration {iteration}, because {what}; the last good checkpoint is {newest}; "
                          "start again in another folder with a lower inner_lr or meta_lr.")
+
+    def _remove_what_never_began(self, failure, *_):
+        """A run that failed before its first step leaves nothing that would be in the way of the next try."""
+        if failure is None or issubclass(failure, Interrupted) or self.state.iteration:
+            return
+        self.close()
+        checkpoint.remove_all(self.folder)
+        for name in (METRICS, REPORT, CURVE):
+            with contextlib.suppress(OSError):
+                os.remove(os.path.join(self.folder, name))
+        with contextlib.suppress(OSError):
+            os.rmdir(self.folder)
 
 
 def refuse_other_run(settings):

@@ -197,6 +197,11 @@ def test_missing_pytorch_is_one_message(monkeypatch, capsys):
     (["--repeat", "0"], "--repeat is 0"),
     (["--processes", "4"], "only 3 tasks"),
     (["--json", "/nowhere/report.json"], "/nowhere/report.json"),
+    (["--json", "."], "which is a folder"),
+    (["--json="], "--json is empty"),
+    (["--scaling", "x.jpg"], "let its name end in .png"),
+    (["--threads", "1000000"], "--threads is 1000000"),
+    (["--tasks", "0"], "--tasks is 0"),
     (["--order", "1"], "--orders"),
 ])
 def test_wrong_options_are_one_message(options, words, capsys):

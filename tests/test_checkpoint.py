@@ -11,6 +11,7 @@ from paddle_maml import MAML, MetaLearner
 from paddle_maml import checkpoint
 from paddle_maml.errors import UserError
 from paddle_maml.plain_data import read_file
+from paddle_maml.settings import settings_from_preset
 
 GOLDEN = os.path.join(os.path.dirname(__file__), "golden")
 
@@ -60,8 +61,10 @@ def test_stock_paddle_reads_what_is_written(tmp_path):
     for name, expected in ((checkpoint.WEIGHTS, weights_of(learner)), (checkpoint.OPTIMIZER, state)):
         loaded = paddle.load(os.path.join(path, name))
         assert_same({key: np.asarray(value) for key, value in loaded.items()}, expected)
-    assert paddle.load(os.path.join(path, checkpoint.STATES)) == {"iteration": 1, "settings": {"a": [1, None, 0.1]}}
-    assert read_file(os.path.join(path, checkpoint.STATES)) == {"iteration": 1, "settings": {"a": [1, None, 0.1]}}
+    states = paddle.load(os.path.join(path, checkpoint.STATES))
+    assert read_file(os.path.join(path, checkpoint.STATES)) == states
+    assert sorted(states.pop("sha256")) == sorted([checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER])
+    assert states == {"iteration": 1, "settings": {"a": [1, None, 0.1]}}
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4])
@@ -329,3 +332,52 @@ def test_a_write_that_fails_keeps_the_old_set(tmp_path, monkeypatch):
         write(folder, 2)
     assert os.listdir(folder) == ["checkpoint-1"]
     assert iteration_of(checkpoint.newest_checkpoint(folder)) == 1
+
+
+def test_what_others_put_into_the_folder_stays(tmp_path):
+    """Other programs name their checkpoints so too."""
+    write(str(tmp_path), 1)
+    for name in ("checkpoint-500", "checkpoint-0"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "pytorch_model.bin").write_text("precious")
+    (tmp_path / ".mine.partial").write_text("x")
+    (tmp_path / ".report.json.0123456789abcdef.partial").write_text("x")
+    write(str(tmp_path), 500)
+    assert sorted(os.listdir(tmp_path)) == [".mine.partial", "checkpoint-0", "checkpoint-500", "checkpoint-500.1"]
+    assert (tmp_path / "checkpoint-500" / "pytorch_model.bin").read_text() == "precious"
+    assert iteration_of(checkpoint.newest_checkpoint(str(tmp_path))) == 500
+
+
+@pytest.mark.parametrize("name", checkpoint.FILES)
+def test_a_set_that_lacks_a_file_is_refused_and_kept(tmp_path, name):
+    write(str(tmp_path), 2)
+    os.remove(tmp_path / "checkpoint-2" / name)
+    for call in (checkpoint.newest_checkpoint, checkpoint.remove_leftovers, checkpoint.find_weights):
+        with pytest.raises(UserError, match=f"checkpoint-2 lacks {name}"):
+            call(str(tmp_path))
+    assert len(os.listdir(tmp_path / "checkpoint-2")) == 3
+
+
+@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER])
+def test_a_bit_that_changed_is_noticed(tmp_path, name):
+    settings = settings_from_preset("quickstart").as_dict()
+    learner = small_learner()
+    path = checkpoint.write_checkpoint(str(tmp_path), 1, weights_of(learner), weights_of(learner), {"steps": 0}, {"iteration": 1, "settings": settings})
+    assert checkpoint.find_weights(str(tmp_path))[1] == settings_from_preset("quickstart")
+    file = os.path.join(path, name)
+    with open(file, "rb") as opened:
+        data = bytearray(opened.read())
+    data[len(data) // 2] ^= 1
+    with open(file, "wb") as opened:
+        opened.write(data)
+    with pytest.raises(UserError, match=f"{name} is damaged"):
+        checkpoint.find_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", ">f4"])
+def test_weights_of_another_float_type_are_converted(tmp_path, dtype):
+    learner, other = small_learner(), small_learner()
+    halves = {name: np.round(array * 8) / 8 for name, array in weights_of(learner).items()}
+    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({name: array.astype(dtype) for name, array in halves.items()}, protocol=4))
+    checkpoint.load_weights(other, str(tmp_path / "w.pdparams"))
+    assert_same(weights_of(other), halves)

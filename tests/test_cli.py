@@ -1,12 +1,15 @@
 import json
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
 from paddle_maml import checkpoint, cli
-from tiny_run import ROOT, TINY, call, options
+from tiny_run import ROOT, TINY, call, options, start
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +82,7 @@ def test_resume_takes_the_other_settings_from_the_run(tmp_path, capfd):
 @pytest.mark.parametrize("arguments, part", [
     (["--n-wya", "5"], "did you mean --n-way?"),
     (["--preset", "quickstrat"], "did you mean quickstart?"),
-    (["--meta-lr", "0"], "meta_lr is 0.0"),
+    (["--meta-lr", "0"], "--meta-lr is 0.0"),
     (options(device="tpu"), "device is 'tpu'"),
     (options(device="gpu:99"), "gpu:99 cannot be used"),
     (options(n_way=61), "n_way"),
@@ -112,9 +115,40 @@ def test_a_disk_that_is_full(tmp_path):
     folder = str(tmp_path / "run")
     arguments = options(output=folder, iterations=2)
     status, _, errors = call("train.py", arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)))
-    assert status == 2 and len(errors.splitlines()) == 1 and "--resume" in errors, errors
-    assert os.listdir(folder) == ["metrics.csv"]
-    assert cli.main_train(arguments + ["--resume"]) == 0
+    assert status == 2 and len(errors.splitlines()) == 1 and "raise the limit" in errors, errors
+    assert not os.path.exists(folder)
+    assert cli.main_train(arguments) == 0
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("moment", [0.3, 1, 2])
+def test_a_signal_before_there_is_anything_to_save(tmp_path, number, moment):
+    process = start("train.py", options(output=tmp_path / "run", iterations=10**6))
+    time.sleep(moment)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode in (130, -number), errors
+    assert "Traceback" not in errors + output and len(errors.splitlines()) <= 1, errors + output
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_output_that_nobody_reads(tmp_path, processes):
+    command = [sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", processes=processes, iterations=4)]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
+    os.close(writing)
+    assert done.returncode == 2 and done.stderr.startswith("error: Nobody reads the output") and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
+def test_a_standard_output_that_is_closed(tmp_path):
+    command = shlex.join([sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", iterations=2)])
+    done = subprocess.run(["sh", "-c", command + " >&-"], stderr=subprocess.PIPE, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "run" / "report.json").exists()
 
 
 @pytest.mark.parametrize("error, part", [(OSError(28, "No space left", "f"), "disk is full (f)"), (OSError(30, "ro"), "read-only"),
@@ -146,6 +180,12 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none")], "There is no file or folder")
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path)], "holds no checkpoint")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "none" / "x.json")], "folder does not exist")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path)], "which is a folder")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json="], "--json is empty")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--episodes", "0"], "--episodes is 0, but must be at least 2")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_query is --test-k-query, 3")
+    fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none"), "--analyse", str(tmp_path / "new")], "There is no file or folder")
+    assert not (tmp_path / "new").exists()
     fails(capfd, cli.main_eval, ["--weights", folder, "--meta-lr", "1"], "unknown option --meta-lr")
     fails(capfd, cli.main_eval, ["--weights", folder, "--n-way", "4"], "linear.weight has shape", "n_way")
     fails(capfd, cli.main_eval, ["--weights", folder, "--width", "8"], "has shape")

@@ -37,6 +37,9 @@ class TwoNumbers(paddle.nn.Layer):
     def first_windows(self, x):
         return x.reshape([x.shape[0], x.shape[1], 1])
 
+    def check_images(self, x):
+        assert x.shape[2:] == [1, 1, 1]
+
     def logits(self, x, packed):
         u, v = packed
         return paddle.concat([u * x, v * x * x], axis=-1)
@@ -257,7 +260,8 @@ def test_a_loss_that_is_scaled_scales_the_gradient():
 
 @pytest.mark.parametrize("options, message", [
     ({"inner_steps": 0}, "inner_steps must be at least 1, not 0"),
-    ({"inner_lr": -0.1}, "inner_lr must not be negative, not -0.1"),
+    ({"inner_lr": -0.1}, "inner_lr must be a finite number that is not negative, not -0.1"),
+    ({"inner_lr": float("inf")}, "not inf"),
     ({"inner_lr": float("nan")}, "not nan"),
     ({"order": 3}, "order must be 1 or 2, not 3"),
     ({"chunk": 0}, "chunk must be at least 1, not 0"),
@@ -282,6 +286,43 @@ def test_queries_of_other_tasks_are_refused(cut):
                  lambda: small_learner().predict(x_spt, y_spt, cut(x_qry))):
         with pytest.raises(ValueError, match="with the same T"):
             call()
+
+
+def test_images_that_the_network_cannot_take_are_refused():
+    x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
+    learner = small_learner()
+    for wrong, message in ((x_spt[:, :, :, :20, :20], "images must be"), (np.concatenate([x_spt] * 3, axis=2), "images must be"),
+                           (x_spt * np.nan, "finite numbers"), (x_spt + np.inf, "finite numbers")):
+        for call in (lambda: learner.meta_loss(wrong, y_spt, x_qry, y_qry), lambda: learner.meta_loss(x_qry, y_qry, wrong, y_spt),
+                     lambda: learner.adapt(wrong[0], y_spt[0]), lambda: learner.predict(x_qry, y_qry, wrong)):
+            with pytest.raises(ValueError, match=message):
+                call()
+
+
+def test_labels_that_are_no_whole_numbers_are_refused():
+    x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
+    with pytest.raises(ValueError, match="labels must be whole numbers"):
+        small_learner().meta_loss(x_spt, y_spt + 0.5, x_qry, y_qry)
+
+
+def test_orders_and_steps_that_there_are_not_are_refused():
+    learner, episodes = small_learner(), reference.make_episodes()
+    with pytest.raises(ValueError, match="order must be 1 or 2, not 5"):
+        learner.meta_loss(*episodes, order=5)
+    with pytest.raises(ValueError, match="steps must not be negative, not -1"):
+        learner.finetune(*episodes, steps=-1)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_parameters_that_are_not_finite_show_in_the_loss(order):
+    """ReLU and maximum take what is no number for zero, and the loss of zeros is log(n_way)."""
+    learner, episodes = small_learner(order=order), reference.make_episodes()
+    weight = learner.net.block3.conv_weight
+    spoiled = weight.numpy()
+    spoiled[0, 0, 0, 0] = np.inf
+    weight.set_value(spoiled)
+    assert not np.isfinite(float(learner.meta_loss(*episodes)[0]))
+    assert not np.isfinite(learner.finetune(*episodes)[1]).any()
 
 
 @pytest.mark.parametrize("order", [1, 2])

@@ -50,18 +50,24 @@ def test_options_override_the_preset():
     (["--inner-lr"], "expected one argument"),
     (["5"], "unknown option 5"),
     (["--preset", "quickstat"], "did you mean quickstart?"),
-    (["--n-way", "0"], "n_way is 0, but must be at least 2"),
-    (["--meta-batch", "-1"], "meta_batch is -1"),
-    (["--inner-lr", "nan"], "inner_lr is nan"),
-    (["--meta-lr", "inf"], "meta_lr is inf"),
+    (["--n-way", "0"], "--n-way is 0, but must be at least 2"),
+    (["--meta-batch", "-1"], "--meta-batch is -1"),
+    (["--inner-lr", "nan"], "--inner-lr is nan"),
+    (["--meta-lr", "inf"], "--meta-lr is inf"),
     (["--order", "3"], "must be one of 1, 2"),
     (["--split-rule", "random"], "must be one of competition, vinyals"),
-    (["--output", ""], "output is '', but must not be empty"),
+    (["--output", ""], "--output is '', but must not be empty"),
 ])
 def test_wrong_options_are_errors(arguments, sentence):
     with pytest.raises(UserError) as error:
         parse(*arguments)
     assert sentence in str(error.value)
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = parse("--data-dir=~/omniglot", "--output", "~/run")
+    assert (settings.data_dir, settings.output) == ("/home/someone/omniglot", "/home/someone/run")
 
 
 def test_unknown_and_mistyped_fields_are_errors():

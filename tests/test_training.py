@@ -3,6 +3,7 @@ import functools
 import json
 import math
 import os
+import shutil
 import signal
 import threading
 import time
@@ -16,7 +17,7 @@ from paddle_maml.background import Ahead
 from paddle_maml.errors import UserError
 from paddle_maml.learner import MetaLearner
 from paddle_maml.plain_data import read_file
-from paddle_maml.reporting import Metrics, Progress, read_metrics
+from paddle_maml.reporting import COLUMNS, Metrics, Progress, read_metrics
 from paddle_maml.settings import settings_from_preset
 from tiny_run import TINY
 
@@ -223,7 +224,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_p
     training.train(tiny(tmp_path, resume=True))
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+def test_a_gradient_that_is_no_number_stops_and_no_such_weights_are_saved(tmp_path, monkeypatch):
     original, calls = training.meta_gradient, []
 
     def poison(learner, *arguments, **options):
@@ -234,10 +235,64 @@ def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
         return result
 
     monkeypatch.setattr(training, "meta_gradient", poison)
-    with pytest.raises(UserError, match="weight is not a finite number"):
+    with pytest.raises(UserError, match="meta-iteration 4, because the meta-gradient is not finite"):
         training.train(tiny(tmp_path))
     for arrays in final_weights(tmp_path).values():
         assert all(np.isfinite(array).all() for array in arrays.values())
+
+
+@pytest.mark.parametrize("trouble", ["no space", "divergence", "a mistake"])
+def test_a_run_that_never_began_is_not_in_the_way_of_the_next(tmp_path, monkeypatch, trouble):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    if trouble == "divergence":
+        changes, expected = {"inner_lr": 1e30}, UserError
+    elif trouble == "no space":
+        monkeypatch.setattr(paddle, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        changes, expected = {}, OSError
+    else:
+        monkeypatch.setattr(training, "meta_gradient", lambda *_, **options: {}["a mistake"])
+        changes, expected = {}, KeyError
+    with pytest.raises(expected):
+        training.train(tiny(tmp_path / "run", **changes))
+    assert os.listdir(tmp_path / "run") == ["notes.txt"]
+    monkeypatch.undo()
+    training.train(tiny(tmp_path / "run", iterations=1))
+
+
+def test_a_run_that_cannot_be_restored_is_not_touched(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    [checkpoint_folder] = (tmp_path / "run").glob("checkpoint-*")
+    (checkpoint_folder / checkpoint.OPTIMIZER).unlink()
+    before = sorted(os.listdir(tmp_path / "run"))
+    with pytest.raises(UserError, match="lacks model.pdopt"):
+        training.train(tiny(tmp_path / "run", resume=True, iterations=20))
+    assert sorted(os.listdir(tmp_path / "run")) == before and len(os.listdir(checkpoint_folder)) == 3
+
+
+HEADER = ",".join(COLUMNS)
+ROW = "3,0.5,0.9,0.001,,,,10,1"
+
+
+@pytest.mark.parametrize("text, line", [
+    ("iteration,foo\n1,2\n", 1),
+    (f"{HEADER}\n²,0.5,0.9,0.001,,,,10,1\n{ROW}\n", 2),
+    (f"{HEADER}\n{ROW}\n3,abc,0.9,0.001,,,,10,1\n", 3),
+    (f"{HEADER}\n{ROW}\n3,nan,0.9,0.001,,,,10,1\n", 3),
+    (f"{HEADER}\n{'9' * 5000},0.5,0.9,0.001,,,,10,1\n", 2),
+    (f"{HEADER}\n{ROW},7\n", 2),
+    ("\0\1\2\n\xff\n\n", 1),
+])
+def test_a_damaged_log_is_refused(tmp_path, text, line):
+    (tmp_path / "metrics.csv").write_text(text, encoding="latin-1")
+    with pytest.raises(UserError, match=f"metrics.csv is damaged in line {line}:"):
+        read_metrics(str(tmp_path / "metrics.csv"))
+
+
+def test_what_was_cut_off_of_a_log_is_left_out(tmp_path):
+    for end in ("4,0.5", "4,0.5,0.9\0\0\0\n", "\0\0"):
+        (tmp_path / "metrics.csv").write_text(f"{HEADER}\r\n{ROW}\r\n{end}")
+        assert [row["loss"] for row in read_metrics(str(tmp_path / "metrics.csv"))] == ["0.5"]
 
 
 def test_a_class_with_too_few_images_is_refused_before_anything_is_written(tmp_path):

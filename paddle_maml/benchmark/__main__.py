@@ -9,8 +9,9 @@ import os
 import sys
 
 from ..cli import run_command
-from ..device import cores, select_device
+from ..device import cores, import_paddle, select_device
 from ..errors import UserError
+from ..files import check_target
 from ..settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 from .worker import TURN
@@ -32,6 +33,7 @@ def _benchmark(arguments):
     options = argparse.Namespace(**{name: given.pop(name) for name in list(given) if name not in _TASK})
     settings = settings_from_dict(given)
     _check(options)
+    import_paddle()
     device = select_device(settings.device)
     settings = dataclasses.replace(settings, processes=_processes(settings, device))
     options.threads = options.threads or max(1, cores() // settings.processes)
@@ -75,13 +77,16 @@ def _list(choices, kind=str):
 
 
 def _check(options):
-    for name, least in (("warmup", 0), ("repeat", 1), ("threads", 1)):
+    for name, least, most in (("warmup", 0, 10**6), ("repeat", 1, 10**6), ("threads", 1, 1024)):
         value = getattr(options, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} is {value}, but must be at least {least}.")
-    for path in (options.json, options.scaling):
-        if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-            raise UserError(f"{path} cannot be written, because its folder does not exist.")
+        if value is not None and not least <= value <= most:
+            raise UserError(f"--{name} is {value}, but must be {least} to {most}.")
+    if options.json is not None:
+        check_target(options.json, "--json")
+    if options.scaling is not None:
+        check_target(options.scaling, "--scaling")
+        if not options.scaling.lower().endswith(".png"):
+            raise UserError(f"--scaling is {options.scaling}, but the picture is a PNG: let its name end in .png.")
     if PYTORCH in options.against and importlib.util.find_spec("torch") is None:
         raise UserError("--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.")
 

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import statistics
 import time
 
@@ -50,8 +51,9 @@ class LossCheck:
         if self._first is None:
             self._first = contestant, losses
         first, expected = self._first
-        # "not <=" so that a loss that is no number is refused too.
-        apart = [not abs(a - b) <= LOSS_TOLERANCE * abs(b) for a, b in zip(losses, expected)]
+        if not all(math.isfinite(loss) for loss in losses):
+            raise UserError(f"The adaptation of {contestant} diverges: lower --inner-lr.")
+        apart = [abs(a - b) > LOSS_TOLERANCE * abs(b) for a, b in zip(losses, expected)]
         if 2 * sum(apart) > len(apart):
             raise UserError(f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, so their times cannot be "
                             "compared; lower --inner-lr if the adaptation diverges, and else report this.")
