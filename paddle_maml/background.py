@@ -61,7 +61,10 @@ class StopRequest:
 
     def __enter__(self):
         if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+            self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+            for number, handler in self._previous.items():
+                if handler is not signal.SIG_IGN:
+                    signal.signal(number, self._handle)
         return self
 
     def __exit__(self, *_):
@@ -70,5 +73,6 @@ class StopRequest:
 
     def _handle(self, number, frame):
         self.requested = True
-        for other in self._previous:
-            signal.signal(other, signal.SIG_DFL)
+        for other, handler in self._previous.items():
+            if handler is not signal.SIG_IGN:
+                signal.signal(other, signal.SIG_DFL)

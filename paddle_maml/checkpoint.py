@@ -18,7 +18,7 @@ from .settings import settings_from_dict
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
 
 _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
-_PARTIAL = ".checkpoint.partial"
+_PARTIAL, _REMOVED = ".checkpoint.partial", ".checkpoint.removed"
 
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
@@ -66,48 +66,54 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
 
 
 def newest_checkpoint(run_folder):
-    """Path of the newest checkpoint set in a run folder, or None; raises UserError if there are only sets that lack files."""
-    sets = _sets(run_folder)
-    complete = [path for path in sets if not _missing(path)]
-    if sets and not complete:
-        raise UserError(f"The checkpoint {sets[-1]} lacks {_missing(sets[-1])[0]}: put it back, or choose another folder.")
-    return complete[-1] if complete else None
+    """Path of the newest checkpoint set in a run folder, or None; raises UserError if all that is there of a set lacks files."""
+    sets, damaged = _sets(run_folder)
+    if damaged and not sets:
+        path, missing = damaged[-1]
+        raise UserError(f"The checkpoint {path} lacks {missing}: put it back, or choose another folder.")
+    return sets[-1] if sets else None
 
 
 def remove_leftovers(run_folder):
     """Remove the older sets, and what killed writes and killed removals left. What others put there stays."""
-    newest = newest_checkpoint(run_folder)
+    newest_checkpoint(run_folder)  # raises where nothing should be touched
+    for path in _sets(run_folder)[0][:-1]:
+        _remove(run_folder, path)
+    for name in (_PARTIAL, _REMOVED):
+        shutil.rmtree(os.path.join(run_folder, name), ignore_errors=True)
     for name in os.listdir(run_folder):
-        path = os.path.join(run_folder, name)
-        if (name == _PARTIAL or _SET_NAME.match(name)) and path != newest and _is_ours(path):
-            shutil.rmtree(path, ignore_errors=True)
-        elif files.is_partial(name) and os.path.isfile(path):
-            os.remove(path)
+        if files.is_partial(name):
+            os.remove(os.path.join(run_folder, name))
 
 
 def remove_all(run_folder):
     """Remove all checkpoint sets."""
-    for path in _sets(run_folder):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in _sets(run_folder)[0]:
+        _remove(run_folder, path)
+
+
+def _remove(run_folder, path):
+    # Renamed first: a set under its own name is whole, for whoever looks.
+    removed = os.path.join(run_folder, _REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
+    os.rename(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _sets(run_folder):
-    """The checkpoint sets, oldest first, also those that lack files because their removal was cut short."""
-    found = []
+    """The checkpoint sets, oldest first: a list of paths, and one of (path, a missing file) of those that were damaged. What holds other
+    files is somebody else's: other programs name their checkpoints so too."""
+    sets, damaged = [], []
     for name in os.listdir(run_folder) if os.path.isdir(run_folder) else []:
         match, path = _SET_NAME.match(name), os.path.join(run_folder, name)
-        if match and _is_ours(path) and os.listdir(path):
-            found.append(((int(match[1]), int(match[2] or 0)), path))
-    return [path for _, path in sorted(found)]
-
-
-def _is_ours(path):
-    """Whether a folder holds nothing but files of a set: other programs name theirs checkpoint-N too."""
-    return os.path.isdir(path) and set(os.listdir(path)) <= set(FILES)
-
-
-def _missing(path):
-    return [name for name in FILES if not os.path.isfile(os.path.join(path, name))]
+        try:
+            content = set(os.listdir(path)) if match else set()
+        except OSError:  # a file, or removed in this moment
+            continue
+        missing = [file for file in FILES if file not in content]
+        if content and content <= set(FILES):
+            (damaged if missing else sets).append(((int(match[1]), int(match[2] or 0)), path, *missing[:1]))
+    return [path for _, path in sorted(sets)], [(path, missing) for _, path, missing in sorted(damaged)]
 
 
 def _digest(path):
@@ -183,7 +189,8 @@ def load_weights(learner, path):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
     if "inner_rates" in content and learner.inner_rates is None:
-        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use --pretrained.")
+        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use --pretrained; to start from "
+                        "them, train with --learn-inner-lr.")
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
     set_weights(layer, content, path)
 
@@ -224,7 +231,7 @@ def _check_shape(path, name, array, tensor):
     shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
     if shape != list(tensor.shape):
         raise UserError(f"{path} belongs to another network: {name} has shape {shape} in the file, but {list(tensor.shape)} here; "
-                        "check n_way, width, image_size and architecture.")
+                        "check n_way, width, image_size, architecture and inner_steps.")
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
 

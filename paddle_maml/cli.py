@@ -41,7 +41,7 @@ def run_command(command, argument):
     """Call command(argument); its result, or what the failure stands for, is the exit status."""
     prepare()
     try:
-        with _stoppable(), _standard_output():
+        with _stoppable(), _standard_streams():
             status = command(argument) or 0
             sys.stdout.flush()
             return status
@@ -51,24 +51,24 @@ def run_command(command, argument):
         if error.errno not in _MACHINE:
             raise
         if isinstance(error, BrokenPipeError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python would try it again at the end
+            _discard(sys.stdout)
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
         return _fail("There is not enough memory for these settings; lower --chunk, or what makes the network or an episode large.")
     except Interrupted as stop:
         if not started_rank():
-            print(stop, file=sys.stderr)
+            _complain(stop)
         return STOPPED
     except KeyboardInterrupt:
-        print("Stopped.", file=sys.stderr)
+        _complain("Stopped.")
         return STOPPED
 
 
 @contextlib.contextmanager
 def _stoppable():
-    """SIGTERM ends a command as Ctrl-C does, and Ctrl-C as Python has it; signals that are ignored, as under nohup, still are. The
-    members of a group of processes are left to those who started them."""
+    """SIGTERM ends a command as Ctrl-C does, and Ctrl-C as Python has it; a signal that is ignored, as SIGINT after `&` in a script, still is.
+    The members of a group of processes are left to those who started them."""
     previous = {}
     if threading.current_thread() is threading.main_thread() and not launched():
         previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -83,12 +83,26 @@ def _stoppable():
 
 
 @contextlib.contextmanager
-def _standard_output():
-    """A standard output that goes nowhere where there is none, as after `>&-`."""
+def _standard_streams():
+    """Standard streams that go nowhere where there are none, as after `>&-`."""
     with contextlib.ExitStack() as opened:
-        if sys.stdout is None:
-            opened.enter_context(contextlib.redirect_stdout(opened.enter_context(open(os.devnull, "w"))))
+        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+            if getattr(sys, name) is None:
+                opened.enter_context(redirect(opened.enter_context(open(os.devnull, "w"))))
         yield
+
+
+def _discard(stream):
+    """Let a stream that nobody reads any more go nowhere: Python would try it again at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def _complain(text):
+    try:
+        print(text, file=sys.stderr)
+    except OSError:
+        _discard(sys.stderr)
 
 
 _MACHINE = {
@@ -113,7 +127,7 @@ def _fail(message):
     if started_rank():
         # Rank 0 mostly fails of the same cause: let it speak, and be ended with the others.
         time.sleep(5)
-    print("error: " + message, file=sys.stderr)
+    _complain("error: " + message)
     return FAILED
 
 
@@ -188,6 +202,8 @@ def _evaluate(arguments):
         raise UserError("Give either --weights or --pretrained.")
     if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
         raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
+    if folder:
+        check_target(os.path.join(folder, "analysis.json"), "--analyse", may_make_folder=True)
     if json_path is not None:
         check_target(json_path, "--json")
 

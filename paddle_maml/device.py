@@ -1,6 +1,7 @@
 """The machine: what must be set before Paddle is imported, and which device computes."""
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -44,25 +45,35 @@ def _keep_freed_memory():
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
 
 
+@contextlib.contextmanager
+def signals_wait():
+    """SIGINT and SIGTERM are delivered when this is left, where the system can hold them back."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def import_paddle():
     """Import Paddle with its signal handlers, which print a stack, taken away.
 
-    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
+    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds. UserError if it is not installed.
     """
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    in_charge = threading.current_thread() is threading.main_thread() and hasattr(signal, "pthread_sigmask")
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    if in_charge:
-        blocked_before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
-    try:
-        import paddle
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with signals_wait():
+        try:
+            import paddle
+        except ModuleNotFoundError as error:
+            raise UserError(f"The package {error.name} is missing: pip install -r requirements.txt.") from error
 
         paddle.disable_signal_handler()
-    finally:
-        if in_charge:
+        if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)  # Paddle took Python's away too
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked_before)
 
 
 def cores():

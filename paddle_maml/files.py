@@ -17,10 +17,10 @@ def write_whole(path, data):
     Returns:
         The path of the file itself, a `Path`.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        Path(path).write_bytes(data)
+        return Path(path)
     path = Path(path).resolve()
-    if path.exists() and not path.is_file():
-        path.write_bytes(data)
-        return path
     partial = path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8)))
     try:
         with open(partial, "xb") as file:
@@ -40,13 +40,23 @@ def is_partial(name):
     return bool(re.fullmatch(_PARTIAL.replace(".", r"\.").format(name=".+", random="[0-9a-f]{16}"), name))
 
 
-def check_target(path, option):
-    """UserError if no file can be written to a path, known before the work is done whose result it is for; `option` names its source."""
-    folder = os.path.dirname(os.path.abspath(path))
+def check_target(path, option, may_make_folder=False):
+    """UserError if no file can be written to a path, known before the work is done whose result it is for.
+
+    Args:
+        path: the file.
+        option: where the path comes from, for the message.
+        may_make_folder: whether its folder is made if needed.
+    """
     if not path:
         raise UserError(f"{option} is empty, but must name a file.")
     if os.path.isdir(path):
         raise UserError(f"{option} is {path}, which is a folder; name a file.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        return
+    folder = os.path.dirname(os.path.realpath(path))
+    while may_make_folder and not os.path.exists(folder):
+        folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
         raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
     if not os.access(folder, os.W_OK):

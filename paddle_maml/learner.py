@@ -47,7 +47,7 @@ class MetaLearner(nn.Layer):
         optimizer: what calling the learner steps with; Adam with rate 0.001 unless given.
 
     Raises:
-        ValueError: inner_steps or chunk is below 1, inner_lr is negative, or order or adapted is none of its values.
+        ValueError: inner_steps or chunk is below 1, inner_lr is negative or not finite, or order or adapted is none of its values.
     """
 
     def __init__(self, net, inner_steps=5, inner_lr=0.1, order=2, chunk=None, learn_inner_lr=False, adapted="all", optimizer=None):
@@ -93,7 +93,8 @@ class MetaLearner(nn.Layer):
             The loss, of step K or the weighted sum of `step_weights`, and the accuracy after step K (a fraction), 0-d tensors.
 
         Raises:
-            ValueError: arrays that do not belong together, a label outside the classes, or a wrong number of weights.
+            ValueError: arrays that do not belong together, images of another size or with numbers that are not finite, labels that are not
+                whole numbers or outside the classes, another order, or a wrong number of weights.
         """
         order = self.order if order is None else order
         if order not in (1, 2):
@@ -400,7 +401,8 @@ def _leaves(tensors):
 def _doubt(theta):
     """Zero for each task, and no number for one whose parameters are not finite: ReLU and maximum would hide that from its loss."""
     with paddle.no_grad():
-        return sum((p * 0.0).flatten(1).sum(axis=1) for p in theta)
+        rows = [p.flatten(1) for p in theta]
+        return sum(paddle.matmul(row, paddle.zeros([row.shape[1], 1], row.dtype)) for row in rows).squeeze(1)
 
 
 def _hits(logits, query):

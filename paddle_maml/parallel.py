@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import logging
 import multiprocessing.connection
+import multiprocessing.resource_tracker
 import os
 import signal
 import sys
@@ -17,9 +18,10 @@ import time
 import traceback
 import warnings
 
-import numpy as np
-
+from .device import import_paddle, signals_wait
 from .errors import UserError
+
+# NumPy and Paddle are imported where they are used: both start threads, and a signal that is to wait must wait in all of them (device.py).
 
 
 # Of processes that share out the cores of a CPU: one thread each, and large pages, which make fresh memory cheaper.
@@ -80,6 +82,7 @@ class Ranks:
         """
         if self.size == 1:
             return numbers
+        import numpy as np
         import paddle
 
         gradients = [paddle.zeros_like(p) if p.grad is None else p.grad for p in parameters]
@@ -103,10 +106,16 @@ class Ranks:
 
     def any(self, flag):
         """Whether the flag is set on any rank; all ranks must ask, and all get the same answer."""
+        if self.size == 1:
+            return bool(flag)
+        import numpy as np
+
         return bool(self.sum_array(np.array([float(flag)])).any())
 
     def agree(self, number):
         """Whether a number is the same on all ranks."""
+        import numpy as np
+
         numbers = np.zeros(self.size)
         numbers[self.rank] = number
         return bool((self.sum_array(numbers) == number).all())
@@ -115,8 +124,9 @@ class Ranks:
 @contextlib.contextmanager
 def _silence():
     """Discard what native code writes: Paddle lists flags that it changed itself."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
     kept = [os.dup(number) for number in (1, 2)]
     with open(os.devnull, "w") as nowhere:
         for number in (1, 2):
@@ -136,7 +146,7 @@ def _add_up(tensor):
         dist.all_reduce(tensor)
     except Exception as error:
         # Gloo and NCCL raise many types when another rank is gone.
-        raise UserError("Another process of the run has ended; the last checkpoint is good: continue with --resume.") from error
+        raise UserError("Another process of the run has ended: continue from the last checkpoint with --resume, or start again.") from error
 
 
 def run_processes(function, arguments, count, device):
@@ -174,11 +184,17 @@ def run_processes(function, arguments, count, device):
         _signal(processes, signal.SIGKILL if signals else signal.SIGTERM)
         signals.append(number)
 
-    previous = {number: signal.signal(number, pass_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number, handler in previous.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, pass_on)
     try:
         os.environ.update(added)
-        group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
-                           backend="gloo" if device == "cpu" else "nccl")
+        multiprocessing.resource_tracker.ensure_running()  # it lets signals through again, so before they are made to wait
+        with signals_wait():
+            # The processes inherit it, and import Paddle in peace.
+            group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
+                               backend="gloo" if device == "cpu" else "nccl")
         processes += group.processes
         for name in added:
             del os.environ[name]
@@ -195,7 +211,7 @@ def run_processes(function, arguments, count, device):
         raise KeyboardInterrupt
     if failed < 0:
         name = signal.Signals(-failed).name
-        raise UserError(f"A process of the run was killed ({name}); the last checkpoint is good: continue with --resume.")
+        raise UserError(f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, or start again.")
     return failed
 
 
@@ -238,10 +254,18 @@ def _member(function, arguments, parent):
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:
             os.kill(os.getpid(), signal.SIGKILL)
+    import_paddle()
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         status = function(*arguments)
     except Exception:
         # Paddle would keep it for the parent's exception, which is not raised here.
         traceback.print_exc()
         status = 1
-    sys.exit(status)
+    if status:
+        # At once: Paddle's end may wait for the other processes.
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(OSError, AttributeError):
+                stream.flush()
+        os._exit(status)

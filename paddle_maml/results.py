@@ -56,6 +56,8 @@ def read_report(path, *names):
 def keep(run_folder, folder):
     """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a long log every nth row is
     kept, and those of validations; raises UserError as `finished_report`."""
+    if os.path.realpath(run_folder) == os.path.realpath(folder):
+        raise UserError(f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in.")
     report, _ = finished_report(run_folder)
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)

@@ -129,15 +129,17 @@ class Settings:
         """The same settings without what belongs to one machine and not to the result: paths, device, processes."""
         local = {field.name: field.default for field in dataclasses.fields(self)
                  if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes")}
+        if self.start_from:
+            local["start_from"] = os.path.basename(os.path.normpath(self.start_from))
         return dataclasses.replace(self, **local)
 
     def command(self):
         """The command line that trains with these settings, anywhere: the preset, and what differs from it."""
-        portable, preset = self.portable(), settings_from_preset(self.preset)
+        portable, preset = self.portable(), settings_from_preset(self.preset).portable()
         parts = ["python", "train.py", flag("preset"), self.preset]
         for field in dataclasses.fields(self):
             value = getattr(portable, field.name)
-            if value == getattr(preset, field.name):
+            if value is None or value == getattr(preset, field.name):
                 continue
             if field.metadata["kind"] is bool:
                 parts.append(flag(field.name) if value else flag("no_" + field.name))
@@ -278,7 +280,7 @@ def _reader(option, field):
     kind = field.metadata["kind"]
 
     def read(text):
-        value = os.path.expanduser(text) if field.metadata["unit"] == "path" else kind(text)
+        value = os.path.expanduser(text) if field.metadata["unit"].startswith("path") else kind(text)
         wrong = _what_is_wrong(field, value)
         if wrong:
             raise UserError(f"{option} is {value!r}, but {wrong}.")

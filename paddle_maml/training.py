@@ -83,6 +83,10 @@ def train(settings):
         try:
             run.loop()
             result = run.test(rule)
+        except UserError:
+            if stop.requested and not ranks.leads:
+                raise Interrupted("Stopped because another process failed, which says why.") from None
+            raise
         finally:
             run.close()
     return result
@@ -127,14 +131,17 @@ class _Run:
         self.saved = None
         self.metrics = self.progress = Silence()
 
+        made = not os.path.isdir(self.folder)
         os.makedirs(self.folder, exist_ok=True)
         if ranks.leads:
             held.enter_context(lock_folder(self.folder))
             refuse_other_run(settings)  # another process may have had the folder since the first look
             checkpoint.remove_leftovers(self.folder)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
-        if ranks.leads and not newest:
-            held.push(self._remove_what_never_began)
+        self.fresh = not newest
+        if ranks.leads and self.fresh:
+            # A run that fails before its first step leaves nothing that would be in the way of the next try.
+            held.push(lambda failure, *_: self._remove_what_never_began(failure, made))
         if newest:
             self._restore(newest)
         else:
@@ -142,6 +149,8 @@ class _Run:
         if not (ranks.agree(self.state.iteration) and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))):
             raise UserError(f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
                             "them see.")
+        if not newest:
+            self.save()  # before there is a log: the log of a run is never without a checkpoint
         if ranks.leads:
             self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
             self.progress = Progress(settings.iterations, self.state.iteration)
@@ -149,8 +158,6 @@ class _Run:
             self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
         elif settings.resume:
             self.progress.note(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
-        if not newest:
-            self.save()
 
     def loop(self):
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""
@@ -305,23 +312,24 @@ class _Run:
 
     def _diverged(self, what, iteration=None):
         iteration = iteration or self.state.iteration + 1
-        if not self.state.iteration:
+        if not self.state.iteration and self.fresh:
             return UserError(f"Stopped at meta-iteration {iteration}, because {what}: lower inner_lr or meta_lr.")
         newest = checkpoint.newest_checkpoint(self.folder)
         return UserError(f"Stopped at meta-iteration {iteration}, because {what}; the last good checkpoint is {newest}; "
                          "start again in another folder with a lower inner_lr or meta_lr.")
 
-    def _remove_what_never_began(self, failure, *_):
-        """A run that failed before its first step leaves nothing that would be in the way of the next try."""
+    def _remove_what_never_began(self, failure, made):
         if failure is None or issubclass(failure, Interrupted) or self.state.iteration:
             return
         self.close()
-        checkpoint.remove_all(self.folder)
-        for name in (METRICS, REPORT, CURVE):
+        if self.saved:
+            checkpoint.remove_all(self.folder)
+            # There was none before: `refuse_other_run`.
             with contextlib.suppress(OSError):
-                os.remove(os.path.join(self.folder, name))
-        with contextlib.suppress(OSError):
-            os.rmdir(self.folder)
+                os.remove(os.path.join(self.folder, METRICS))
+        if made:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.folder)
 
 
 def refuse_other_run(settings):
@@ -329,8 +337,11 @@ def refuse_other_run(settings):
     folder = settings.run_folder
     if os.path.exists(folder) and not os.path.isdir(folder):
         raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")
-    holds_run = checkpoint.newest_checkpoint(folder) or any(os.path.exists(os.path.join(folder, name)) for name in (METRICS, REPORT))
-    if holds_run and not settings.resume:
+    newest = checkpoint.newest_checkpoint(folder)
+    remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
+    if settings.resume and remains and not newest:
+        raise UserError(f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another folder with {flag('output')}.")
+    if (newest or remains) and not settings.resume:
         raise UserError(f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}.")
 
 

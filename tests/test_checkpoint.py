@@ -337,13 +337,14 @@ def test_a_write_that_fails_keeps_the_old_set(tmp_path, monkeypatch):
 def test_what_others_put_into_the_folder_stays(tmp_path):
     """Other programs name their checkpoints so too."""
     write(str(tmp_path), 1)
-    for name in ("checkpoint-500", "checkpoint-0"):
+    for name in ("checkpoint-500", "checkpoint-0", "checkpoint-7"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "pytorch_model.bin").write_text("precious")
+    for name in ("checkpoint-500/pytorch_model.bin", "checkpoint-0/model.pdparams"):
+        (tmp_path / name).write_text("precious")
     (tmp_path / ".mine.partial").write_text("x")
     (tmp_path / ".report.json.0123456789abcdef.partial").write_text("x")
     write(str(tmp_path), 500)
-    assert sorted(os.listdir(tmp_path)) == [".mine.partial", "checkpoint-0", "checkpoint-500", "checkpoint-500.1"]
+    assert sorted(os.listdir(tmp_path)) == [".mine.partial", "checkpoint-0", "checkpoint-500", "checkpoint-500.1", "checkpoint-7"]
     assert (tmp_path / "checkpoint-500" / "pytorch_model.bin").read_text() == "precious"
     assert iteration_of(checkpoint.newest_checkpoint(str(tmp_path))) == 500
 

@@ -82,6 +82,8 @@ def test_unknown_and_mistyped_fields_are_errors():
 def test_the_command_of_settings_is_what_was_typed():
     settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
     assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
+    assert settings_from_preset("quickstart").command() == "python train.py --preset quickstart"
+    assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from run")
     arguments = settings.command().split()[2:]
     assert parse(*arguments) == settings.portable() != settings
 

@@ -244,7 +244,7 @@ def test_a_gradient_that_is_no_number_stops_and_no_such_weights_are_saved(tmp_pa
 @pytest.mark.parametrize("trouble", ["no space", "divergence", "a mistake"])
 def test_a_run_that_never_began_is_not_in_the_way_of_the_next(tmp_path, monkeypatch, trouble):
     (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "notes.txt").write_text("mine")
+    (tmp_path / "run" / "curve.png").write_text("mine")
     if trouble == "divergence":
         changes, expected = {"inner_lr": 1e30}, UserError
     elif trouble == "no space":
@@ -255,9 +255,17 @@ def test_a_run_that_never_began_is_not_in_the_way_of_the_next(tmp_path, monkeypa
         changes, expected = {}, KeyError
     with pytest.raises(expected):
         training.train(tiny(tmp_path / "run", **changes))
-    assert os.listdir(tmp_path / "run") == ["notes.txt"]
+    assert os.listdir(tmp_path / "run") == ["curve.png"]
     monkeypatch.undo()
     training.train(tiny(tmp_path / "run", iterations=1))
+
+
+@pytest.mark.parametrize("name", ["metrics.csv", "report.json"])
+def test_what_is_left_of_a_run_without_a_checkpoint_is_not_continued(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name} of a run but no checkpoint"):
+        training.train(tiny(tmp_path, resume=True))
+    assert (tmp_path / name).read_text() == "mine" and os.listdir(tmp_path) == [name]
 
 
 def test_a_run_that_cannot_be_restored_is_not_touched(finished, tmp_path):
