@@ -50,7 +50,9 @@ def test_every_command_is_run_or_known():
 
 
 @pytest.mark.parametrize("command", [command for command in COMMANDS if script_of(command)])
-def test_command(clone, command):
+def test_command(clone, command, request):
+    if "--pretrained" in command:
+        request.getfixturevalue("omniglot")
     needs_omniglot = "paddle_maml.omniglot" in command or "competition_5way_5shot" in command
     if needs_omniglot:
         pytest.skip("needs files of the user's own; what it calls is tested in test_omniglot.py and test_checkpoint.py")
