@@ -63,3 +63,12 @@ def test_the_command_line(tmp_path):
         failed = call(*arguments)
         assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
     assert not os.path.exists(os.path.join(ROOT, "y"))
+
+
+@pytest.mark.parametrize("folder", sorted(os.listdir(os.path.join(ROOT, "docs", "runs"))))
+def test_the_readme_says_what_the_kept_reports_say(folder):
+    report = results.read_report(os.path.join(ROOT, "docs", "runs", folder, "report.json"))
+    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
+        text = file.read().replace(" % ±", " ±")
+    assert f"docs/runs/{folder}" in text
+    assert f"{100 * report['test']['accuracy']:.2f} ± {100 * report['test']['interval']:.2f}" in text
