@@ -16,9 +16,10 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
+SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2"]
 SHORTER = {
-    "train.py": ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2",
-                 "--test-episodes", "2", "--width", "4"],
+    "--start-from": SMALL,
+    "train.py": SMALL + ["--width", "4"],
     "eval.py": ["--episodes", "4"],
     "--scaling": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--k-query", "1", "--orders", "1", "--processes", "1"],
     "paddle_maml.benchmark": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--against", "competition"],
