@@ -1,9 +1,12 @@
 """What goes on beside the loop: building meta-batches ahead, and listening for the wish to stop."""
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import threading
+
+from .device import signals_go_to
 
 
 class Ahead:
@@ -57,22 +60,15 @@ class StopRequest:
     """Turns the first SIGINT or SIGTERM into a flag; a second one ends the process as usual."""
 
     def __init__(self):
-        self.requested, self._previous = False, {}
+        self.requested, self._held = False, contextlib.ExitStack()
 
     def __enter__(self):
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-            for number, handler in self._previous.items():
-                if handler is not signal.SIG_IGN:
-                    signal.signal(number, self._handle)
+        self._held.enter_context(signals_go_to(self._handle))
         return self
 
     def __exit__(self, *_):
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+        self._held.close()
 
     def _handle(self, number, frame):
         self.requested = True
-        for other, handler in self._previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(other, signal.SIG_DFL)
+        self._held.enter_context(signals_go_to(signal.SIG_DFL))

@@ -1,7 +1,6 @@
 """Weights and training state on disk: checkpoint sets written whole or not at all, and what is read from them put to use."""
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import shutil
@@ -53,7 +52,7 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
             path = os.path.join(partial, name)
             paddle.save(content, path)
             files.sync(path)
-            digests[name] = _digest(path)
+            digests[name] = files.digest(path)
         files.sync(partial)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
@@ -116,11 +115,6 @@ def _sets(run_folder):
     return [path for _, path in sorted(sets)], [(path, missing) for _, path, missing in sorted(damaged)]
 
 
-def _digest(path):
-    with open(path, "rb") as file:
-        return hashlib.sha256(file.read()).hexdigest()
-
-
 def _free_name(run_folder, iteration):
     # The same iteration is saved again when an interrupted validation was caught up; the older set must stay until the newer is complete.
     path, tries = os.path.join(run_folder, f"checkpoint-{iteration}"), 0
@@ -138,7 +132,7 @@ def read_states(path):
         raise UserError(f"{path} does not hold the state of a run: name a run folder or a checkpoint folder.")
     for name, digest in states["sha256"].items():
         beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
-        if os.path.isfile(beside) and _digest(beside) != digest:
+        if os.path.isfile(beside) and files.digest(beside) != digest:
             raise UserError(f"{beside} is damaged: it is not what was written there; take another copy, or start again in another folder.")
     return states, settings_from_dict(states["settings"])
 

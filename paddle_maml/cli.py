@@ -6,11 +6,10 @@ import errno
 import os
 import signal
 import sys
-import threading
 import time
 
 from .background import Interrupted
-from .device import cores, gpu_count, import_paddle, prepare, select_device
+from .device import cores, gpu_count, import_paddle, prepare, select_device, signals_go_to
 from .errors import UserError
 from .files import check_target
 from .parallel import launched, run_processes, started_rank
@@ -65,21 +64,9 @@ def run_command(command, argument):
         return STOPPED
 
 
-@contextlib.contextmanager
 def _stoppable():
-    """SIGTERM ends a command as Ctrl-C does, and Ctrl-C as Python has it; a signal that is ignored, as SIGINT after `&` in a script, still is.
-    The members of a group of processes are left to those who started them."""
-    previous = {}
-    if threading.current_thread() is threading.main_thread() and not launched():
-        previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-        for number, handler in previous.items():
-            if handler is not signal.SIG_IGN:
-                signal.signal(number, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who started them."""
+    return contextlib.nullcontext() if launched() else signals_go_to(signal.default_int_handler)
 
 
 @contextlib.contextmanager
@@ -166,7 +153,6 @@ def _train(arguments):
 
 
 def _train_one(settings):
-    import_paddle()
     from .training import train
 
     train(settings)

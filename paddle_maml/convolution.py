@@ -13,9 +13,8 @@ At 14x14 pixels, 64 channels and 75 images that is 4.8 ms where gathering the ni
 9.9, and 8.4 ms for both gradients where it took 18.7 (one thread, float32; two thirds of it are the products, at the speed of the
 library that computes them).
 
-Tiles of 4x4 pixels, F(4x4, 3x3), were tried for the maps of 7x7 and 3x3. They take 40 % less there, but what that saves of a
-meta-iteration is lost in pooling the windows over the edge; at 14x14, which 4 does not divide, the products themselves gain 6 %. The
-rounding is seven times as large.
+Tiles of 4x4 pixels, F(4x4, 3x3), were tried for the maps of 7x7 and 3x3: what they save in products is lost in pooling the windows over
+the edge, a meta-iteration takes as long, and the rounding is larger.
 
 The gradient by the input is such a convolution of the output's gradient, with the taps in reverse order; the gradient by the taps
 is, at each position, the product of A^T times the input's own pixels with what the former has gathered and multiplied by B.

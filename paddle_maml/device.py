@@ -45,13 +45,33 @@ def _keep_freed_memory():
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
 
 
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextlib.contextmanager
+def signals_go_to(handler):
+    """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a script, still is. Outside the
+    main thread, where Python has no handlers, nothing changes."""
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    for number, before in previous.items():
+        if before is not signal.SIG_IGN:
+            signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
 @contextlib.contextmanager
 def signals_wait():
     """SIGINT and SIGTERM are delivered when this is left, where the system can hold them back."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
@@ -63,17 +83,14 @@ def import_paddle():
 
     Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds. UserError if it is not installed.
     """
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    with signals_wait():
+    # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
+    with signals_wait(), signals_go_to(signal.SIG_DFL):
         try:
             import paddle
         except ModuleNotFoundError as error:
             raise UserError(f"The package {error.name} is missing: pip install -r requirements.txt.") from error
 
         paddle.disable_signal_handler()
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in handlers.items():
-                signal.signal(number, handler)  # Paddle took Python's away too
 
 
 def cores():

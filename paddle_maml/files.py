@@ -1,5 +1,6 @@
 """Files and folders that survive: written whole or not at all, and not by two programs at once."""
 import contextlib
+import hashlib
 import os
 import re
 import secrets
@@ -61,6 +62,11 @@ def check_target(path, option, may_make_folder=False):
         raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
     if not os.access(folder, os.W_OK):
         raise UserError(f"{option} is {path}, but its folder cannot be written to; choose another one.")
+
+
+def digest(path):
+    """SHA-256 of a file, in hexadecimal."""
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def sync(path):

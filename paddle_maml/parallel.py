@@ -18,7 +18,7 @@ import time
 import traceback
 import warnings
 
-from .device import import_paddle, signals_wait
+from .device import STOP_SIGNALS, import_paddle, signals_go_to, signals_wait
 from .errors import UserError
 
 # NumPy and Paddle are imported where they are used: both start threads, and a signal that is to wait must wait in all of them (device.py).
@@ -184,27 +184,22 @@ def run_processes(function, arguments, count, device):
         _signal(processes, signal.SIGKILL if signals else signal.SIGTERM)
         signals.append(number)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, handler in previous.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, pass_on)
-    try:
-        os.environ.update(added)
-        multiprocessing.resource_tracker.ensure_running()  # it lets signals through again, so before they are made to wait
-        with signals_wait():
-            # The processes inherit it, and import Paddle in peace.
-            group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
-                               backend="gloo" if device == "cpu" else "nccl")
-        processes += group.processes
-        for name in added:
-            del os.environ[name]
-        if signals:
-            _signal(processes, signal.SIGTERM)
-        failed = _first_failure(processes)
-    finally:
-        _end(processes)
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+    with signals_go_to(pass_on):
+        try:
+            os.environ.update(added)
+            multiprocessing.resource_tracker.ensure_running()  # it lets signals through again, so before they are made to wait
+            with signals_wait():
+                # The processes inherit it, and import Paddle in peace.
+                group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
+                                   backend="gloo" if device == "cpu" else "nccl")
+            processes += group.processes
+            for name in added:
+                del os.environ[name]
+            if signals:
+                _signal(processes, signal.SIGTERM)
+            failed = _first_failure(processes)
+        finally:
+            _end(processes)
     if failed is None:
         return 0
     if failed < 0 and signals:
@@ -256,7 +251,7 @@ def _member(function, arguments, parent):
             os.kill(os.getpid(), signal.SIGKILL)
     import_paddle()
     if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT, signal.SIGTERM))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     try:
         status = function(*arguments)
     except Exception:

@@ -103,11 +103,7 @@ class Metrics:
         self._writer = require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
-        text = io.StringIO(newline="")
-        writer = csv.DictWriter(text, COLUMNS)
-        writer.writeheader()
-        writer.writerows(rows)
-        write_whole(path, text.getvalue().encode())
+        write_metrics(path, rows)
         self._file = open(path, "a", newline="", encoding="utf-8")
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
@@ -127,6 +123,15 @@ class Metrics:
         self._file.close()
         if self._writer:
             self._writer.close()
+
+
+def write_metrics(path, rows):
+    """Write rows, as `read_metrics` returns them, as a metrics.csv."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_whole(path, text.getvalue().encode())
 
 
 def read_metrics(path):

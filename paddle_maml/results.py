@@ -4,8 +4,6 @@
 """
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 import sys
@@ -14,7 +12,7 @@ from pathlib import Path
 from . import checkpoint
 from .errors import UserError
 from .files import write_whole
-from .reporting import COLUMNS, CURVE, METRICS, REPORT, read_metrics, write_json
+from .reporting import CURVE, METRICS, REPORT, read_metrics, write_json, write_metrics
 from .settings import CommandLine, settings_from_dict
 
 # Rows of a log that is kept: more do not show in its curve.
@@ -61,13 +59,10 @@ def keep(run_folder, folder):
     report, _ = finished_report(run_folder)
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
-    text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, COLUMNS)
-    writer.writeheader()
-    writer.writerows(row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0)
+    shown = [row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0]
     curve = Path(run_folder, CURVE).read_bytes()
     os.makedirs(folder, exist_ok=True)
-    write_whole(os.path.join(folder, METRICS), text.getvalue().encode())
+    write_metrics(os.path.join(folder, METRICS), shown)
     write_whole(os.path.join(folder, CURVE), curve)
     write_json(os.path.join(folder, REPORT), report)
 

@@ -5,14 +5,13 @@ NAME` makes both from a finished run.
 """
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from pathlib import Path
 
 from .. import checkpoint
 from ..errors import UserError
-from ..files import write_whole
+from ..files import digest, write_whole
 from ..reporting import write_json
 from ..results import finished_report, read_report
 from ..settings import settings_from_dict
@@ -38,7 +37,7 @@ def find(name):
         raise UserError(f"There are no pretrained weights {name!r}; there are: {', '.join(names()) or 'none'}.")
     path = FOLDER / f"{name}.pdparams"
     card = read_report(FOLDER / f"{name}.json", "sha256")
-    if not path.is_file() or _digest(path.read_bytes()) != card["sha256"]:
+    if not path.is_file() or digest(path) != card["sha256"]:
         raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
     return str(path), settings_from_dict(card["settings"]), card
 
@@ -65,10 +64,5 @@ def add(run_folder, name):
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.'.")
     report, path = finished_report(run_folder)
-    weights = Path(path).read_bytes()
-    write_whole(FOLDER / f"{name}.pdparams", weights)
-    write_json(FOLDER / f"{name}.json", {"name": name, "sha256": _digest(weights), **report})
-
-
-def _digest(data):
-    return hashlib.sha256(data).hexdigest()
+    weights = write_whole(FOLDER / f"{name}.pdparams", Path(path).read_bytes())
+    write_json(FOLDER / f"{name}.json", {"name": name, "sha256": digest(weights), **report})
