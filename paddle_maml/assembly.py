@@ -1,6 +1,7 @@
 """From settings to the parts of a run: images, episodes, learner; and how results say what they were measured on."""
 from __future__ import annotations
 
+import functools
 import platform
 
 import numpy as np
@@ -26,12 +27,15 @@ def load_images(settings):
         (parts, rule): dict from "train", "val" and "test" to `ImageSet`, and the name of the split's rule.
     """
     if settings.dataset == "synthetic":
-        images = draw_synthetic(preprocessing=settings.preprocessing, image_size=settings.image_size)
-        rule = "synthetic"
+        load, rule = draw_synthetic, "synthetic"
     else:
-        images = load_omniglot(settings.data_dir, preprocessing=settings.preprocessing, image_size=settings.image_size)
-        rule = settings.split_rule
-    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
+        load, rule = functools.partial(load_omniglot, settings.data_dir), settings.split_rule
+    images = load(preprocessing=settings.preprocessing, image_size=settings.image_size)
+    parts = {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}
+    if settings.distortions:
+        more = load(preprocessing=settings.preprocessing, image_size=settings.image_size, distortions=settings.distortions)
+        parts["train"] = more.subset(parts["train"].classes)
+    return parts, rule
 
 
 def make_learner(settings, images):

@@ -167,12 +167,14 @@ def find_weights(path):
 # ---- weights into a learner ----
 
 
-def load_weights(learner, path):
+def load_weights(learner, path, fit=False):
     """Load weights into a learner.
 
     Args:
         learner: a `MetaLearner`.
         path: `.pdparams` of the learner or of its network alone, or the competition's published weights.
+        fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or with other inner steps,
+            where the rates of the last step stand for those of further ones.
     Raises:
         UserError: the file is unreadable, or its parameters are not this network's; names the first that differs.
     """
@@ -186,7 +188,22 @@ def load_weights(learner, path):
         raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use --pretrained; to start from "
                         "them, train with --learn-inner-lr.")
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
-    set_weights(layer, content, path)
+    set_weights(layer, _fitted(content, layer) if fit else content, path)
+
+
+def _fitted(arrays, layer):
+    """The arrays with the linear layer and the inner rates of the sizes they have in a layer, where they can be had."""
+    arrays = dict(arrays)
+    for name, tensor in layer.state_dict().items():
+        array = arrays.get(name)
+        if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or not array.size:
+            continue
+        if name.startswith("linear."):
+            arrays[name] = array[..., :tensor.shape[-1]]
+        elif name == "inner_rates":
+            further = max(0, tensor.shape[0] - len(array))
+            arrays[name] = np.concatenate([array[:tensor.shape[0]], *[array[-1:]] * further])
+    return arrays
 
 
 def load_competition_weights(net, path):

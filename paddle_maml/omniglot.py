@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from .distortion import with_distorted_copies
 from .download import MAX_BYTES, fetch
 from .episodes import ImageSet
 from .errors import UserError
@@ -59,7 +60,7 @@ FINISHED_DIGESTS = {
 
 DATA_DIR = Path(__file__).resolve().parent.parent / "data"
 MOUNTS = Path("/home/aistudio/data")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 MAX_IMAGE_BYTES = 1 << 16
 
 _IMAGE = re.compile(r"(?:^|/)([^/]+/character\d\d)/\d{4}_(\d\d)\.png$")
@@ -73,7 +74,7 @@ def class_names(alphabets=None):
     return [f"{alphabet}/character{i:02d}" for alphabet in sorted(alphabets) for i in range(1, alphabets[alphabet] + 1)]
 
 
-def load_omniglot(data_dir=None, preprocessing="competition", image_size=28, download=True, cache_dir=None):
+def load_omniglot(data_dir=None, preprocessing="competition", image_size=28, download=True, cache_dir=None, distortions=0):
     """Loads all of Omniglot.
 
     Args:
@@ -83,24 +84,26 @@ def load_omniglot(data_dir=None, preprocessing="competition", image_size=28, dow
         image_size: height and width, in pixels.
         download: whether it may be downloaded, from the folder in the environment variable OMNIGLOT_URL or the published place.
         cache_dir: where the decoded images are kept; by default `data/cache`, or the user's cache folder if that is read-only.
+        distortions: distorted copies of each image, see distortion.py; they follow the 20 drawers' own.
 
     Returns:
-        `ImageSet` of the 1,623 classes in sorted order, uint8 (1623, 20, 1, image_size, image_size), drawers in order 01 to 20.
+        `ImageSet` of the 1,623 classes in sorted order, uint8 (1623, 20 * (1 + distortions), 1, image_size, image_size), drawers in
+        order 01 to 20.
 
     Raises:
         UserError: nothing found; or something missing, damaged or not Omniglot, which is named.
     """
     check_rule(preprocessing, image_size)
     sources = _find(data_dir, download)
-    key = f"{CACHE_VERSION} {preprocessing} {image_size} {_identity(sources)}"
-    name = f"omniglot-{preprocessing}-{image_size}.npz"
+    key = f"{CACHE_VERSION} {preprocessing} {image_size} {distortions} {_identity(sources)}"
+    name = f"omniglot-{preprocessing}-{image_size}{f'-distorted-{distortions}' if distortions else ''}.npz"
     folders = [Path(cache_dir)] if cache_dir is not None else [folder / "cache" for folder in _own_folders()]
     for folder in folders:
         images = _read_cache(folder / name, key)
         if images is not None:
             break
     else:
-        images = _decode(sources, preprocessing, image_size)
+        images = _decode(sources, preprocessing, image_size, distortions)
         _write_cache(folders, name, key, images)
     return ImageSet("omniglot", tuple(class_names()), images)
 
@@ -223,17 +226,17 @@ def _naming(where):
         raise UserError(f"{where} is damaged ({said}): get it again.") from error
 
 
-def _decode(sources, preprocessing, image_size):
-    """Reads, checks and resizes every image: uint8 (classes, drawers, 1, image_size, image_size)."""
+def _decode(sources, preprocessing, image_size, distortions):
+    """Reads, checks, distorts and resizes every image: uint8 (classes, drawers and copies, 1, image_size, image_size)."""
     names = class_names()
-    images = np.empty((len(names), DRAWERS, 1, image_size, image_size), np.uint8)
+    images = np.empty((len(names), DRAWERS * (1 + distortions), 1, image_size, image_size), np.uint8)
     drawings_digest = hashlib.sha256()
     with contextlib.ExitStack() as stack:
         places = _places(sources, stack)
         for i, name in enumerate(names):
             drawings = np.stack([_read_drawing(*places[name, drawer]) for drawer in range(1, DRAWERS + 1)])
             drawings_digest.update(np.packbits(drawings > 0))
-            images[i, :, 0] = resize(drawings, preprocessing, image_size)
+            images[i, :, 0] = resize(with_distorted_copies(drawings, distortions, i), preprocessing, image_size)
     if drawings_digest.hexdigest() != DRAWINGS_DIGEST:
         where = " and ".join(map(str, sources))
         raise UserError(f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips again from {HOME}.")

@@ -63,6 +63,7 @@ class Settings:
     split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own", check=_one_of("competition", "vinyals"))
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
     rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
+    distortions: int = _setting(0, "distorted copies of each training image that are images of its class too (Koch et al. 2015)", "copies", _within(0, 100))
 
     n_way: int = _setting(5, "classes in an episode", "classes", _within(2, 10000))
     k_shot: int = _setting(1, "support images of each class", "images per class", _within(1, 1000))
@@ -72,7 +73,8 @@ class Settings:
     width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
     image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
 
-    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library; default: fresh ones", "path or name", kind=str)
+    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library, also those for more "
+                               "classes (the first n_way are taken) or other inner steps; default: fresh ones", "path or name", kind=str)
 
     order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
     inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
@@ -187,7 +189,8 @@ PRESETS = {
     "omniglot-20way-5shot": {**_COMPETITION, "n_way": 20, "k_shot": 5},
     "best-5way-1shot": {**_BEST, "n_way": 5, "k_shot": 1},
     "best-5way-5shot": {**_BEST, "n_way": 5, "k_shot": 5},
-    "best-20way-1shot": {**_BEST, "n_way": 20, "k_shot": 1},
+    "best-20way-1shot": {**_BEST, "n_way": 20, "k_shot": 1, "inner_steps": 1, "distortions": 8, "meta_batch": 4, "iterations": 12000, "val_every": 1000,
+                         "val_episodes": 100, "test_episodes": 600},
     "best-20way-5shot": {**_BEST, "n_way": 20, "k_shot": 5},
     # As many query as support images in training, as in the paper.
     "paper-5way-1shot": {**_PAPER_5WAY, "k_shot": 1, "k_query": 1},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .distortion import with_distorted_copies
 from .episodes import Draws, ImageSet, check_seed, philox_words
 from .errors import UserError
 from .preprocessing import check_rule, resize
@@ -21,7 +22,7 @@ POINTS = 5
 SAMPLES = 160
 
 
-def draw_synthetic(alphabets=15, characters=20, seed=0, preprocessing="competition", image_size=28):
+def draw_synthetic(alphabets=15, characters=20, seed=0, preprocessing="competition", image_size=28, distortions=0):
     """Draws the synthetic data set.
 
     Args:
@@ -30,9 +31,11 @@ def draw_synthetic(alphabets=15, characters=20, seed=0, preprocessing="competiti
         seed: another seed gives other alphabets; 0 .. 2**64 - 1.
         preprocessing: "competition" or "antialias", see `preprocessing.resize`.
         image_size: height and width, in pixels.
+        distortions: distorted copies of each image, see distortion.py; they follow the 20 drawers' own.
 
     Returns:
-        `ImageSet` "synthetic", classes "Synthetic_01/character01" and so on, uint8 (classes, 20, 1, image_size, image_size).
+        `ImageSet` "synthetic", classes "Synthetic_01/character01" and so on, uint8 (classes,
+        20 * (1 + distortions), 1, image_size, image_size).
 
     Raises:
         UserError: a number out of its range.
@@ -46,6 +49,7 @@ def draw_synthetic(alphabets=15, characters=20, seed=0, preprocessing="competiti
     for i in range(1, alphabets + 1):
         for j, drawings in enumerate(_draw_alphabet(seed, i, characters), 1):
             classes.append(f"Synthetic_{i:02d}/character{j:02d}")
+            drawings = with_distorted_copies(drawings, distortions, len(images))
             images.append(resize(drawings, preprocessing, image_size)[:, None])
     return ImageSet("synthetic", tuple(classes), np.stack(images))
 

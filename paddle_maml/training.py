@@ -118,7 +118,7 @@ class _Run:
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
         if settings.start_from and not (settings.resume and checkpoint.newest_checkpoint(self.folder)):
-            checkpoint.load_weights(self.learner, pretrained.find_weights(settings.start_from))
+            checkpoint.load_weights(self.learner, pretrained.find_weights(settings.start_from), fit=True)
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = evaluation_episodes(settings, parts["val"])
@@ -216,7 +216,8 @@ class _Run:
             raise self._diverged("a weight is not a finite number", self.state.iteration)
         states = {**dataclasses.asdict(self.state), "settings": self.settings.as_dict(), "seed": self.settings.seed,
                   "environment": environment(self.device)}
-        checkpoint.write_checkpoint(self.folder, self.state.iteration, weights, self.best,
+        best = self.best if self.state.validated else weights  # until there is a validation the newest must do
+        checkpoint.write_checkpoint(self.folder, self.state.iteration, weights, best,
                                     checkpoint.optimizer_state(self.optimizer, self.learner), states)
         self.saved = state
 

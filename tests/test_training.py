@@ -407,6 +407,37 @@ def test_a_run_starts_from_given_weights(finished, tmp_path):
     assert all((started[name] == trained[name]).all() for name in trained if name.startswith("block"))
 
 
+def test_a_run_starts_from_weights_of_more_classes_and_of_other_inner_steps(finished, tmp_path):
+    rates = {"learn_inner_lr": True, "inner_lr": 0.3}
+    training.train(tiny(tmp_path / "more", n_way=4, inner_steps=2, iterations=3, **rates))
+    more = final_weights(tmp_path / "more")[checkpoint.BEST]
+    for steps, expected in ((1, [0]), (3, [0, 1, 1])):
+        folder = tmp_path / str(steps)
+        training.train(tiny(folder, start_from=str(tmp_path / "more"), n_way=3, inner_steps=steps, iterations=1, meta_lr=1e-30, **rates))
+        started = final_weights(folder)[checkpoint.BEST]
+        assert (started["linear.weight"] == more["linear.weight"][:, :3]).all() and (started["linear.bias"] == more["linear.bias"][:3]).all()
+        assert (started["inner_rates"] == more["inner_rates"][expected]).all()
+    assert (more["inner_rates"][0] != more["inner_rates"][1]).any()
+
+
+def test_weights_of_fewer_classes_are_refused(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(UserError, match="belongs to another network: linear.weight"):
+        training.train(tiny(tmp_path / "run", start_from=str(folder), n_way=6))
+
+
+def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):
+    def stopped(run):
+        if run.state.iteration == 3:
+            raise training.Interrupted("stopped by the test")
+
+    monkeypatch.setattr(training._Run, "_stop_if_asked", stopped)
+    with pytest.raises(training.Interrupted):
+        training.train(tiny(tmp_path / "run", checkpoint_every=1, val_every=100))
+    weights = final_weights(tmp_path / "run")
+    assert all((weights[checkpoint.BEST][name] == array).all() for name, array in weights[checkpoint.WEIGHTS].items())
+
+
 def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path):
     folder, _ = finished
     weights = tmp_path / "weights.pdparams"
