@@ -1,7 +1,6 @@
 """From settings to the parts of a run: images, episodes, learner; and how results say what they were measured on."""
 from __future__ import annotations
 
-import functools
 import platform
 
 import numpy as np
@@ -26,16 +25,21 @@ def load_images(settings):
     Returns:
         (parts, rule): dict from "train", "val" and "test" to `ImageSet`, and the name of the split's rule.
     """
-    if settings.dataset == "synthetic":
-        load, rule = draw_synthetic, "synthetic"
-    else:
-        load, rule = functools.partial(load_omniglot, settings.data_dir), settings.split_rule
-    images = load(preprocessing=settings.preprocessing, image_size=settings.image_size)
-    parts = {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}
+    images, rule = _load(settings), "synthetic" if settings.dataset == "synthetic" else settings.split_rule
+    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
+
+
+def load_training_images(settings):
+    """As `load_images`, and the classes of "train" have their distorted copies."""
+    parts, rule = load_images(settings)
     if settings.distortions:
-        more = load(preprocessing=settings.preprocessing, image_size=settings.image_size, distortions=settings.distortions)
-        parts["train"] = more.subset(parts["train"].classes)
+        parts["train"] = _load(settings, settings.distortions).subset(parts["train"].classes)
     return parts, rule
+
+
+def _load(settings, distortions=0):
+    how = {"preprocessing": settings.preprocessing, "image_size": settings.image_size, "distortions": distortions}
+    return draw_synthetic(**how) if settings.dataset == "synthetic" else load_omniglot(settings.data_dir, **how)
 
 
 def make_learner(settings, images):

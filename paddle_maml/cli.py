@@ -148,7 +148,7 @@ def _train(arguments):
                         "can be seen: use --device auto and as many processes at most.")
     # What can be refused is refused here, once, and the images are cached before all processes want them.
     training.refuse_other_run(settings)
-    assembly.load_images(settings)
+    assembly.load_training_images(settings)
     return run_processes(train_member, (settings,), processes, device)
 
 

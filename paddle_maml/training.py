@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from . import checkpoint, pretrained
-from .assembly import describe, environment, load_images, make_learner, evaluation_episodes
+from .assembly import describe, environment, evaluation_episodes, load_training_images, make_learner
 from .background import Ahead, Interrupted, StopRequest
 from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
@@ -77,7 +77,7 @@ def train(settings):
     ranks = Ranks.join()
     if ranks.leads:
         refuse_other_run(settings)
-    parts, rule = load_images(settings)
+    parts, rule = load_training_images(settings)
     with StopRequest() as stop, contextlib.ExitStack() as held:
         run = _Run(settings, parts, device, stop, ranks, held)
         try:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from paddle_maml import distortion
-from paddle_maml.assembly import load_images
+from paddle_maml.assembly import load_images, load_training_images
 from paddle_maml.distortion import with_distorted_copies
 from paddle_maml.episodes import Draws, philox_words
 from paddle_maml.settings import settings_from_preset
@@ -62,8 +62,8 @@ def test_golden():
 
 def test_only_training_classes_have_copies():
     settings = settings_from_preset("quickstart", distortions=1)
-    plain, _ = load_images(settings_from_preset("quickstart"))
-    parts, rule = load_images(settings)
+    plain, _ = load_images(settings)
+    parts, rule = load_training_images(settings)
     assert rule == "synthetic"
     assert parts["train"].classes == plain["train"].classes
     assert [parts[part].images.shape[1] for part in ("train", "val", "test")] == [40, 20, 20]

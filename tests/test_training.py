@@ -407,6 +407,13 @@ def test_a_run_starts_from_given_weights(finished, tmp_path):
     assert all((started[name] == trained[name]).all() for name in trained if name.startswith("block"))
 
 
+def test_a_run_trains_on_distorted_copies_where_asked(finished, tmp_path):
+    folder, _ = finished
+    training.train(tiny(tmp_path / "run", distortions=1))
+    plain, distorted = ([float(row["loss"]) for row in read_metrics(os.path.join(str(place), "metrics.csv"))] for place in (folder, tmp_path / "run"))
+    assert len(plain) == len(distorted) and plain != distorted
+
+
 def test_a_run_starts_from_weights_of_more_classes_and_of_other_inner_steps(finished, tmp_path):
     rates = {"learn_inner_lr": True, "inner_lr": 0.3}
     training.train(tiny(tmp_path / "more", n_way=4, inner_steps=2, iterations=3, **rates))
