@@ -12,7 +12,7 @@ from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
 from .evaluation import Diverged, mean_and_interval
 from .pictures import draw_matrix, draw_sheet
-from .reporting import write_json
+from .reporting import ANALYSIS, write_json
 
 INNER_STEPS = 10
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -21,7 +21,7 @@ BATCH = 16  # episodes at a time; it changes memory only
 
 BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": "the support set and one query image",
                     "support": "the support set alone"}
-ANALYSIS, CONFUSION, WORST_EPISODES = "analysis.json", "confusion.png", "worst.png"
+CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
 
 
 @dataclasses.dataclass

@@ -60,8 +60,8 @@ def evaluation_episodes(settings, images):
 
 def environment(device):
     """Versions and device, as reports and checkpoints state them."""
-    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(), "processor": processor(),
-            "cores": cores(), "device": device}
+    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(),
+            "processor": processor(), "cores": cores(), "device": device}
 
 
 def describe(result, settings, images, rule, part):

@@ -185,8 +185,8 @@ def load_weights(learner, path, fit=False):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
     if "inner_rates" in content and learner.inner_rates is None:
-        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use --pretrained; to start from "
-                        "them, train with --learn-inner-lr.")
+        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use "
+                        "--pretrained; to start from them, train with --learn-inner-lr.")
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
     set_weights(layer, _fitted(content, layer) if fit else content, path)
 

@@ -13,6 +13,7 @@ from .device import cores, gpu_count, import_paddle, prepare, select_device, sig
 from .errors import UserError
 from .files import check_target
 from .parallel import launched, run_processes, started_rank
+from .reporting import ANALYSIS
 from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
 
 # Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a mistyped option.
@@ -189,7 +190,7 @@ def _evaluate(arguments):
     if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
         raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
     if folder:
-        check_target(os.path.join(folder, "analysis.json"), "--analyse", may_make_folder=True)
+        check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if json_path is not None:
         check_target(json_path, "--json")
 

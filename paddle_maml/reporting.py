@@ -14,7 +14,7 @@ import time
 from .errors import UserError
 from .files import write_whole
 
-METRICS, REPORT, CURVE = "metrics.csv", "report.json", "curve.png"
+METRICS, REPORT, CURVE, ANALYSIS = "metrics.csv", "report.json", "curve.png", "analysis.json"
 COLUMNS = ("iteration", "loss", "accuracy", "meta_lr", "val_loss", "val_accuracy", "val_interval", "episodes_per_second", "seconds")
 
 

@@ -60,7 +60,8 @@ class Settings:
 
     dataset: str = _setting("omniglot", "omniglot, or synthetic: drawn characters that need no download", check=_one_of("omniglot", "synthetic"))
     data_dir: str = _setting(None, "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download", "path", kind=str, may_change=True)
-    split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own", check=_one_of("competition", "vinyals"))
+    split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
+                               check=_one_of("competition", "vinyals"))
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
     rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
     distortions: int = _setting(0, "distorted copies of each training image that are images of its class too (Koch et al. 2015)", "copies", _within(0, 100))
@@ -81,8 +82,10 @@ class Settings:
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
     learn_inner_lr: bool = _setting(False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)")
     adapted: str = _setting("all", "parameters that the inner loop changes; head: the linear layer alone (ANIL)", check=_one_of("all", "head"))
-    first_order_iterations: int = _setting(0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)", "meta-iterations", _within(0, 10**9))
-    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less (MAML++'s multi-step loss)", "meta-iterations", _within(0, 10**9))
+    first_order_iterations: int = _setting(0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
+                                           "meta-iterations", _within(0, 10**9))
+    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less (MAML++'s "
+                                          "multi-step loss)", "meta-iterations", _within(0, 10**9))
     test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int)
 
     meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))
@@ -97,7 +100,8 @@ class Settings:
 
     seed: int = _setting(0, "decides initial weights and episodes", check=_within(0, 2**64 - 1))
     device: str = _setting("auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True)
-    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU", "processes", _within(1, 256), kind=int, may_change=True)
+    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU",
+                              "processes", _within(1, 256), kind=int, may_change=True)
     chunk: int = _setting(None, "tasks computed side by side; default: what suits the device", "tasks", _within(1, 4096), kind=int, may_change=True)
 
     output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True)

@@ -40,6 +40,21 @@ def test_the_table_shows_what_the_report_says(run, tmp_path):
     assert line.endswith(f"| `{report_command(line)}` |") and "--iterations 6" in report_command(line)
 
 
+def test_the_table_has_the_mean_and_spread_of_runs_that_differ_in_their_seeds_alone(run, tmp_path):
+    report = json.loads((run / "report.json").read_text())
+    folders = []
+    for seed, accuracy, changes in [(0, 0.25, {}), (1, 0.5, {}), (2, 0.375, {"output": "elsewhere"}), (3, 0.9, {"inner_lr": 0.7})]:
+        folder = tmp_path / str(seed)
+        folder.mkdir()
+        (folder / "report.json").write_text(json.dumps({**report, "seed": seed, "test": {**report["test"], "accuracy": accuracy},
+                                                        "settings": {**report["settings"], "seed": seed, **changes}}))
+        folders.append(str(folder))
+    lines = results.table(folders).splitlines()
+    assert len(lines) == 2 + 4 + 1
+    assert "| 3 seeds | mean 37.50, spread 12.50 |" in lines[-1] and "| 0, 1, 2 |" in lines[-1]
+    assert len(results.table(folders[::3]).splitlines()) == 2 + 2
+
+
 def report_command(line):
     return line.split("`")[1]
 
