@@ -11,7 +11,7 @@ from .episodes import EpisodeBuilder
 from .errors import UserError
 from .learner import MetaLearner
 from .network import MAML
-from .omniglot import load_omniglot
+from .omniglot import class_names, load_omniglot
 from .settings import flag
 from .splits import split_classes
 from .synthetic import draw_synthetic
@@ -40,6 +40,20 @@ def load_training_images(settings):
 def _load(settings, distortions=0):
     how = {"preprocessing": settings.preprocessing, "image_size": settings.image_size, "distortions": distortions}
     return draw_synthetic(**how) if settings.dataset == "synthetic" else load_omniglot(settings.data_dir, **how)
+
+
+def classes_trained_on(trained, settings, part):
+    """How many classes of a part of the split are training classes of another run.
+
+    Args:
+        trained: the `Settings` of that run; None if it is not known.
+        settings: those that say which split is meant.
+        part: "val" or "test".
+    """
+    if trained is None or not settings.dataset == trained.dataset == "omniglot":
+        return 0
+    seen, own = (split_classes(class_names(), rule) for rule in (trained.split_rule, settings.split_rule))
+    return len(set(seen["train"]) & set(own[part]))
 
 
 def make_learner(settings, images):

@@ -199,13 +199,16 @@ def _evaluate(arguments):
     from .evaluation import evaluate
     from .reporting import evaluation_table, write_json
 
-    weights, stored = pretrained.find(name)[:2] if name else checkpoint.find_weights(path)
+    weights, trained = pretrained.find(name)[:2] if name else checkpoint.find_weights(path)
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    stored = {**(stored or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
+    stored = {**(trained or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**stored, **given})
     if settings.learn_inner_lr and "inner_lr" in given:
         raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
     device = select_device(settings.device)
+    seen = assembly.classes_trained_on(trained, settings, part) if part != "train" else 0
+    if seen:
+        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)

@@ -12,7 +12,7 @@ import numpy as np
 import paddle
 
 from . import checkpoint, pretrained
-from .assembly import describe, environment, evaluation_episodes, load_training_images, make_learner
+from .assembly import classes_trained_on, describe, environment, evaluation_episodes, load_training_images, make_learner
 from .background import Ahead, Interrupted, StopRequest
 from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
@@ -118,7 +118,7 @@ class _Run:
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
         if settings.start_from and not (settings.resume and checkpoint.newest_checkpoint(self.folder)):
-            checkpoint.load_weights(self.learner, pretrained.find_weights(settings.start_from), fit=True)
+            self._start_from(*pretrained.find_weights(settings.start_from))
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = evaluation_episodes(settings, parts["val"])
@@ -158,6 +158,15 @@ class _Run:
             self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
         elif settings.resume:
             self.progress.note(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
+
+    def _start_from(self, weights, trained):
+        settings = self.settings
+        seen = classes_trained_on(trained, settings, "val") + classes_trained_on(trained, settings, "test")
+        if seen:
+            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
+                            f"{settings.split_rule} holds back for validation and test: start from weights of that split, or use "
+                            f"{flag('split_rule')} {trained.split_rule}.")
+        checkpoint.load_weights(self.learner, weights, fit=True)
 
     def loop(self):
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""

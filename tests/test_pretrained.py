@@ -1,5 +1,6 @@
 """Weights that come with the library: cards, digests, and that they are what their cards say."""
 import json
+import os
 
 import numpy as np
 import pytest
@@ -7,7 +8,8 @@ import pytest
 from paddle_maml import assembly, checkpoint, cli, pretrained
 from paddle_maml.errors import UserError
 from paddle_maml.evaluation import evaluate
-from tiny_run import options
+from paddle_maml.settings import settings_from_preset
+from tiny_run import ROOT, options
 
 
 @pytest.fixture
@@ -49,6 +51,35 @@ def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
     assert "there are: tiny" in capsys.readouterr().err
     assert cli.main_eval(["--pretrained", "tiny", "--weights", "x"]) == 2
     assert "either --weights or --pretrained" in capsys.readouterr().err
+
+
+def test_classes_that_weights_were_trained_on_are_counted():
+    other, same, drawn = (settings_from_preset(**changes) for changes in ({"split_rule": "vinyals"}, {}, {"dataset": "synthetic"}))
+    trained = settings_from_preset()
+    folder = os.path.join(ROOT, "data", "splits")
+    sections = {rule: read_sections(os.path.join(folder, f"{rule}.txt")) for rule in ("competition", "vinyals")}
+    for part in ("val", "test"):
+        shared = set(sections["competition"]["train"]) & set(sections["vinyals"][part])
+        assert len(shared) == assembly.classes_trained_on(trained, other, part) > 50
+        assert assembly.classes_trained_on(trained, same, part) == assembly.classes_trained_on(trained, drawn, part) == 0
+    assert assembly.classes_trained_on(None, other, "test") == 0
+
+
+def read_sections(path):
+    sections = {}
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            if line.startswith("["):
+                names = sections.setdefault(line[1:].split("]")[0], [])
+            elif line.strip() and not line.startswith("#"):
+                names.append(line.strip())
+    return sections
+
+
+def test_an_evaluation_says_when_the_weights_know_the_classes(omniglot, capsys):
+    for rule, said in (("vinyals", True), ("competition", False)):
+        assert cli.main_eval(["--pretrained", "5way-1shot", "--split-rule", rule, "--episodes", "2"]) == 0
+        assert ("were trained on" in capsys.readouterr().out) == said
 
 
 @pytest.mark.parametrize("name", pretrained.names())

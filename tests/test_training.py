@@ -433,6 +433,16 @@ def test_weights_of_fewer_classes_are_refused(finished, tmp_path):
         training.train(tiny(tmp_path / "run", start_from=str(folder), n_way=6))
 
 
+def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path, monkeypatch):
+    parts, rule = assembly.load_training_images(tiny(tmp_path))
+    monkeypatch.setattr(training, "load_training_images", lambda settings: (parts, rule))
+    held_back = {"dataset": "omniglot", "split_rule": "vinyals", "start_from": "5way-1shot", "width": 64, "inner_steps": 3, "learn_inner_lr": True}
+    with pytest.raises(UserError, match="^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"):
+        training.train(tiny(tmp_path / "run", **held_back))
+    assert not (tmp_path / "run").exists()
+    training.train(tiny(tmp_path / "run", **{**held_back, "split_rule": "competition", "iterations": 1, "k_query": 1, "meta_batch": 1}))
+
+
 def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):
     def stopped(run):
         if run.state.iteration == 3:
