@@ -7,7 +7,7 @@ import numpy as np
 import paddle
 
 from .device import cores, processor
-from .episodes import EpisodeBuilder
+from .episodes import EpisodeBuilder, ImageSet
 from .errors import UserError
 from .learner import MetaLearner
 from .network import MAML
@@ -25,21 +25,26 @@ def load_images(settings):
     Returns:
         (parts, rule): dict from "train", "val" and "test" to `ImageSet`, and the name of the split's rule.
     """
-    images, rule = _load(settings), "synthetic" if settings.dataset == "synthetic" else settings.split_rule
-    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
+    return _load(settings, distortions=0)
 
 
 def load_training_images(settings):
-    """As `load_images`, and the classes of "train" have their distorted copies."""
-    parts, rule = load_images(settings)
-    if settings.distortions:
-        parts["train"] = _load(settings, settings.distortions).subset(parts["train"].classes)
+    """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own images."""
+    parts, rule = _load(settings, settings.distortions)
+    for part in ("val", "test"):
+        images = parts[part]
+        originals = images.images.shape[1] // (1 + settings.distortions)
+        parts[part] = ImageSet(images.name, images.classes, images.images[:, :originals].copy())
     return parts, rule
 
 
-def _load(settings, distortions=0):
+def _load(settings, distortions):
     how = {"preprocessing": settings.preprocessing, "image_size": settings.image_size, "distortions": distortions}
-    return draw_synthetic(**how) if settings.dataset == "synthetic" else load_omniglot(settings.data_dir, **how)
+    if settings.dataset == "synthetic":
+        images, rule = draw_synthetic(**how), "synthetic"
+    else:
+        images, rule = load_omniglot(settings.data_dir, **how), settings.split_rule
+    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
 
 
 def classes_trained_on(trained, settings, part):

@@ -180,7 +180,7 @@ def load_weights(learner, path, fit=False):
     """
     content = _read_competition(path) if zipfile.is_zipfile(path) else read_file(path)
     if isinstance(content, list):
-        return _set_in_order(learner.net, content, path)
+        content = _named(learner.net, content, path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
@@ -215,7 +215,7 @@ def load_competition_weights(net, path):
     Raises:
         UserError: the file is unreadable, or a shape differs.
     """
-    _set_in_order(net, _read_competition(path), path)
+    set_weights(net, _named(net, _read_competition(path), path), path)
 
 
 def set_weights(layer, arrays, path):
@@ -231,11 +231,12 @@ def set_weights(layer, arrays, path):
     layer.set_state_dict({name: np.array(arrays[name], tensor.numpy().dtype) for name, tensor in own.items()})
 
 
-def _set_in_order(net, arrays, path):
+def _named(net, arrays, path):
+    """Arrays in the order of a network's parameters, by name."""
     names = [name for name, _ in net.named_parameters()]
     if len(arrays) != len(names):
         raise UserError(f"{path} holds {len(arrays)} arrays, but this network has {len(names)} parameters.")
-    set_weights(net, dict(zip(names, arrays)), path)
+    return dict(zip(names, arrays))
 
 
 def _check_shape(path, name, array, tensor):

@@ -55,7 +55,7 @@ def run_command(command, argument):
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
-        return _fail("There is not enough memory for these settings; lower --chunk, or what makes the network or an episode large.")
+        return _fail("There is not enough memory for these settings; lower --chunk, --distortions, or what makes the network or an episode large.")
     except Interrupted as stop:
         if not started_rank():
             _complain(stop)
@@ -149,6 +149,8 @@ def _train(arguments):
                         "can be seen: use --device auto and as many processes at most.")
     # What can be refused is refused here, once, and the images are cached before all processes want them.
     training.refuse_other_run(settings)
+    if not stored:
+        training.start_weights(settings)
     assembly.load_training_images(settings)
     return run_processes(train_member, (settings,), processes, device)
 
@@ -212,7 +214,7 @@ def _evaluate(arguments):
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)
-    about = {"weights": os.path.abspath(weights), "environment": assembly.environment(device), "settings": settings.as_dict()}
+    about = {"weights": os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device), "settings": settings.as_dict()}
     if folder:
         from .analysis import analyse, analysis_table, write_analysis
 

@@ -1,4 +1,5 @@
-"""Distorted copies of training drawings (Koch et al. 2015, "Siamese neural networks for one-shot image recognition", section 3.3).
+"""Distorted copies of training drawings, after the affine distortions of Koch et al. 2015, "Siamese neural networks for one-shot image
+recognition". Theirs are composed of a rotation, shears, scales and shifts; here the entries of the affine map are drawn themselves.
 
 The rule, complete enough to make the same copies in any language (all integers are exact; `below` is that of episodes.py):
 
@@ -10,7 +11,8 @@ The rule, complete enough to make the same copies in any language (all integers 
        column s + x + c * (i - s) / 256 + (256 + d) * (j - s) / 256,     s = (side - 1) / 2,
    each rounded to the nearest whole number, halves up; outside the drawing there is paper.
 
-So each entry of the affine matrix is off by up to 0.2, and the drawing moves by up to 6 of 105 pixels; ink stays ink, as wide as a pen.
+So each entry of the affine matrix is off by up to 0.2, and the drawing moves by up to 6 of 105 pixels; ink stays ink and paper paper. An
+episode may hold a drawing and its copy, or two copies, also one as support and one as query image: in training alone.
 """
 from __future__ import annotations
 

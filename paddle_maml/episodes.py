@@ -39,7 +39,7 @@ class ImageSet:
     Args:
         name: "omniglot" or "synthetic"; reports say which.
         classes: names, "Alphabet/characterNN".
-        images: uint8 (classes, drawers, C, H, W), or a list of (drawers, C, H, W) where classes differ in size.
+        images: uint8 (classes, drawers, C, H, W), distorted copies counted as drawers; or a list of (drawers, C, H, W) where classes differ in size.
     """
 
     name: str

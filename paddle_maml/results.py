@@ -71,21 +71,22 @@ def keep(run_folder, folder):
 
 def table(folders):
     """The reports in these folders as a Markdown table, and a line for each group of runs that differ in their seeds alone: the mean of
-    their accuracies, and the spread, which is the sample standard deviation. Raises UserError if a report is missing or damaged."""
+    their accuracies, and the spread, which is the sample standard deviation. A seed decides initial weights, training and test episodes. Raises UserError if a report is missing or damaged."""
     lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
     by_recipe = {}
     for folder in folders:
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
         settings, test = settings_from_dict(report["settings"]), report["test"]
-        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0), {})[report["seed"]] = 100 * test["accuracy"]
+        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0), []).append((report["seed"], 100 * test["accuracy"]))
         lines.append(f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
                      f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
                      f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |")
-    for settings, accuracies in by_recipe.items():
-        if len(accuracies) > 1:
-            mean, spread = statistics.mean(accuracies.values()), statistics.stdev(accuracies.values())
-            seeds = ", ".join(map(str, sorted(accuracies)))
-            lines.append(f"| {len(accuracies)} seeds | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |")
+    for settings, runs in by_recipe.items():
+        seeds, accuracies = zip(*sorted(runs))
+        if len(runs) > 1:
+            mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
+            seeds = ", ".join(map(str, seeds))
+            lines.append(f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |")
     return "\n".join(lines)
 
 

@@ -18,7 +18,7 @@ from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
 from .evaluation import Diverged, evaluate
-from .files import lock_folder
+from .files import digest, lock_folder
 from .parallel import Ranks, started_rank
 from .pictures import draw_curve
 from .reporting import CURVE, METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, read_metrics, require_visualdl, write_json
@@ -96,6 +96,7 @@ def train(settings):
 class _State:
     """What a checkpoint holds beside weights and moments."""
 
+    start_sha256: str = ""  # of the file of weights that the run started from
     iteration: int = 0  # meta-iterations done
     validated: int = 0  # the meta-iteration of the last validation
     logged: int = 0  # the meta-iteration of the last row of metrics.csv
@@ -117,8 +118,11 @@ class _Run:
         self.folder = settings.run_folder
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
+        start = None
         if settings.start_from and not (settings.resume and checkpoint.newest_checkpoint(self.folder)):
-            self._start_from(*pretrained.find_weights(settings.start_from))
+            start = start_weights(settings)
+            with _fresh_weights_are_a_way_out():
+                checkpoint.load_weights(self.learner, start, fit=True)
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = evaluation_episodes(settings, parts["val"])
@@ -127,7 +131,7 @@ class _Run:
         if settings.meta_lr_schedule == "cosine":
             self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
         self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
-        self.state = _State()
+        self.state = _State(start_sha256=digest(start) if start else "")
         self.saved = None
         self.metrics = self.progress = Silence()
 
@@ -156,17 +160,10 @@ class _Run:
             self.progress = Progress(settings.iterations, self.state.iteration)
         if newest:
             self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
+        elif start:
+            self.progress.note(f"Starting from {start}.")
         elif settings.resume:
             self.progress.note(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
-
-    def _start_from(self, weights, trained):
-        settings = self.settings
-        seen = classes_trained_on(trained, settings, "val") + classes_trained_on(trained, settings, "test")
-        if seen:
-            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
-                            f"{settings.split_rule} holds back for validation and test: start from weights of that split, or use "
-                            f"{flag('split_rule')} {trained.split_rule}.")
-        checkpoint.load_weights(self.learner, weights, fit=True)
 
     def loop(self):
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""
@@ -200,6 +197,7 @@ class _Run:
             "test": describe(result, settings, self.parts["test"], rule, "test"),
             "validation": {"accuracy": state.best_accuracy, "interval": state.best_interval, "episodes": settings.val_episodes,
                            "iteration": state.best_iteration},
+            "start_sha256": state.start_sha256 or None,
             "iterations": state.iteration,
             "training_seconds": round(state.seconds, 1),
             "processes": self.ranks.size,
@@ -340,6 +338,33 @@ class _Run:
         if made:
             with contextlib.suppress(OSError):
                 os.rmdir(self.folder)
+
+
+def start_weights(settings):
+    """The file of weights that a run with these settings starts from, None for fresh ones.
+
+    Raises:
+        UserError: there is none, or the weights were trained on classes that the run holds back.
+    """
+    if not settings.start_from:
+        return None
+    with _fresh_weights_are_a_way_out():
+        weights, trained = pretrained.find_weights(settings.start_from)
+        seen = sum(classes_trained_on(trained, settings, part) for part in ("val", "test"))
+        if seen:
+            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
+                            f"{settings.split_rule} holds back for validation and test: start from weights of that split, or use "
+                            f"{flag('split_rule')} {trained.split_rule}.")
+    return weights
+
+
+@contextlib.contextmanager
+def _fresh_weights_are_a_way_out():
+    # A preset may have asked for weights, and not the user.
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{str(error)[:-1]}; {flag('start_from')} none begins with fresh weights.") from error
 
 
 def refuse_other_run(settings):

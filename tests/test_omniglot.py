@@ -18,6 +18,7 @@ import pytest
 from PIL import Image
 
 from paddle_maml import download, files, omniglot as module
+from paddle_maml.distortion import with_distorted_copies
 from paddle_maml.errors import UserError
 from paddle_maml.omniglot import FINISHED_DIGESTS, class_names, digest, load_omniglot
 from paddle_maml.splits import split_classes
@@ -264,6 +265,14 @@ def test_real_class_names(monkeypatch):
     assert len(class_names(module.BACKGROUND)) == 964 and len(class_names(module.EVALUATION)) == 659
 
 
+def test_distorted_copies_follow_the_drawings(pictures, tmp_path):
+    folder = two_zips(pictures, tmp_path / "given")
+    plain, images = (load_omniglot(folder, image_size=105, cache_dir=tmp_path / "cache", distortions=copies).images for copies in (0, 2))
+    assert images.shape == (3, 60, 1, 105, 105)
+    for number, drawings in enumerate(plain):
+        np.testing.assert_array_equal(images[number, :, 0], with_distorted_copies(drawings[:, 0], 2, number))
+
+
 # The cache
 
 
@@ -277,7 +286,7 @@ def test_the_second_time_nothing_is_decoded(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_decode", refuse)
     check(load_omniglot(tmp_path / "given", cache_dir=tmp_path / "cache", image_size=105))
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["omniglot-competition-105.npz"]
-    for other in ({"image_size": 14}, {"preprocessing": "antialias", "image_size": 105}):
+    for other in ({"image_size": 14}, {"preprocessing": "antialias", "image_size": 105}, {"distortions": 1, "image_size": 105}):
         with pytest.raises(AssertionError, match="decoded again"):
             load_omniglot(tmp_path / "given", cache_dir=tmp_path / "cache", **other)
 

@@ -76,10 +76,11 @@ def read_sections(path):
     return sections
 
 
-def test_an_evaluation_says_when_the_weights_know_the_classes(omniglot, capsys):
+def test_an_evaluation_says_when_the_weights_know_the_classes(omniglot, capsys, tmp_path):
     for rule, said in (("vinyals", True), ("competition", False)):
-        assert cli.main_eval(["--pretrained", "5way-1shot", "--split-rule", rule, "--episodes", "2"]) == 0
-        assert ("were trained on" in capsys.readouterr().out) == said
+        path = tmp_path / f"{rule}.json"
+        assert cli.main_eval(["--pretrained", "5way-1shot", "--split-rule", rule, "--episodes", "2", "--json", str(path)]) == 0
+        assert ("were trained on" in capsys.readouterr().out) == said == (json.loads(path.read_text())["classes_trained_on"] > 0)
 
 
 @pytest.mark.parametrize("name", pretrained.names())

@@ -18,12 +18,13 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 # What makes a command short; the rest of it is run as it stands.
 SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2", "--distortions", "0"]
 SHORTER = {
-    "--start-from": SMALL,
+    "--preset best-5way": SMALL,  # starts from weights of the full width
     "train.py": SMALL + ["--width", "4"],
     "eval.py": ["--episodes", "4"],
     "--scaling": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--k-query", "1", "--orders", "1", "--processes", "1"],
     "paddle_maml.benchmark": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--against", "competition"],
     "paddle_maml.omniglot": [],
+    "paddle_maml.results": [],
 }
 
 
@@ -35,7 +36,8 @@ def script_of(command):
 def clone(tmp_path_factory):
     """The repository without what runs left in it, so that commands may write where they say."""
     folder = tmp_path_factory.mktemp("clone") / "paddle_maml"
-    shutil.copytree(ROOT, folder, ignore=shutil.ignore_patterns(".git", "runs", "cache", "*.zip", "__pycache__", ".pytest_cache", "venv", ".venv"))
+    left = shutil.ignore_patterns(".git", "cache", "*.zip", "__pycache__", ".pytest_cache", "venv", ".venv")
+    shutil.copytree(ROOT, folder, ignore=lambda place, names: left(place, names) | ({"runs"} if place == ROOT else set()))
     return folder
 
 

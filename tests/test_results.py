@@ -51,7 +51,7 @@ def test_the_table_has_the_mean_and_spread_of_runs_that_differ_in_their_seeds_al
         folders.append(str(folder))
     lines = results.table(folders).splitlines()
     assert len(lines) == 2 + 4 + 1
-    assert "| 3 seeds | mean 37.50, spread 12.50 |" in lines[-1] and "| 0, 1, 2 |" in lines[-1]
+    assert "| 3 runs | mean 37.50, spread 12.50 |" in lines[-1] and "| 0, 1, 2 |" in lines[-1]
     assert len(results.table(folders[::3]).splitlines()) == 2 + 2
 
 

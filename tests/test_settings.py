@@ -79,11 +79,19 @@ def test_unknown_and_mistyped_fields_are_errors():
         settings_from_dict({"rotations": "yes"})
 
 
+def test_a_command_can_take_back_what_a_preset_has():
+    for changes in ({"preset": "best-5way-1shot", "start_from": None}, {"preset": "paper-5way-1shot", "test_inner_steps": None}):
+        settings = settings_from_preset(**changes)
+        command = settings.command()
+        assert command.endswith(" none") and parse(*command.split()[2:]) == settings
+
+
 def test_the_command_of_settings_is_what_was_typed():
     settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
     assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
     assert settings_from_preset("quickstart").command() == "python train.py --preset quickstart"
-    assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from run")
+    assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from runs/run")
+    assert settings_from_preset(start_from="5way-1shot").command().endswith("--start-from 5way-1shot")
     arguments = settings.command().split()[2:]
     assert parse(*arguments) == settings.portable() != settings
 

@@ -18,7 +18,7 @@ from paddle_maml.errors import UserError
 from paddle_maml.learner import MetaLearner
 from paddle_maml.plain_data import read_file
 from paddle_maml.reporting import COLUMNS, Metrics, Progress, read_metrics
-from paddle_maml.settings import settings_from_preset
+from paddle_maml.settings import PRESETS, settings_from_preset
 from tiny_run import TINY
 
 
@@ -425,6 +425,32 @@ def test_a_run_starts_from_weights_of_more_classes_and_of_other_inner_steps(fini
         assert (started["linear.weight"] == more["linear.weight"][:, :3]).all() and (started["linear.bias"] == more["linear.bias"][:3]).all()
         assert (started["inner_rates"] == more["inner_rates"][expected]).all()
     assert (more["inner_rates"][0] != more["inner_rates"][1]).any()
+
+
+@pytest.mark.parametrize("name", [name for name, values in PRESETS.items() if values.get("start_from")])
+def test_presets_start_from_weights_that_are_there_and_fit(name):
+    settings = settings_from_preset(name)
+    images = assembly.load_images(settings_from_preset("quickstart"))[0]["train"]
+    learner = assembly.make_learner(settings, images)
+    fresh = learner.state_dict()["linear.weight"].numpy()
+    checkpoint.load_weights(learner, training.start_weights(settings), fit=True)
+    assert (learner.state_dict()["linear.weight"].numpy() != fresh).all()
+
+
+@pytest.mark.parametrize("changes", [{"split_rule": "vinyals"}, {"width": 8}, {"n_way": 30}])
+def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_them(tmp_path, monkeypatch, changes):
+    drawn = assembly.load_training_images(tiny(tmp_path, k_query=1))
+    monkeypatch.setattr(training, "load_training_images", lambda settings: drawn)
+    with pytest.raises(UserError, match="; --start-from none begins with fresh weights[.]$"):
+        training.train(settings_from_preset("best-5way-1shot", device="cpu", output=str(tmp_path / "run"), test_k_query=1, k_query=1, **changes))
+
+
+def test_a_report_names_the_weights_that_the_run_started_from(finished, tmp_path):
+    folder, report = finished
+    assert report["start_sha256"] is None
+    weights, _ = checkpoint.find_weights(str(folder))
+    started = training.train(tiny(tmp_path / "run", start_from=str(folder), iterations=1))
+    assert started["start_sha256"] == files.digest(weights)
 
 
 def test_weights_of_fewer_classes_are_refused(finished, tmp_path):

@@ -43,16 +43,16 @@ def find(name):
 
 
 def find_weights(path_or_name):
-    """The weights that a path or, where there is no such path, a name stands for: (file, settings) as of `checkpoint.find_weights`.
+    """The weights that a name or, where there is no such name, a path stands for: (file, settings) as of `checkpoint.find_weights`.
 
     Raises:
         UserError: there are none.
     """
-    if os.path.exists(path_or_name):
-        return checkpoint.find_weights(path_or_name)
-    if path_or_name not in names():
+    if path_or_name in names():
+        return find(path_or_name)[:2]
+    if not os.path.exists(path_or_name):
         raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}.")
-    return find(path_or_name)[:2]
+    return checkpoint.find_weights(path_or_name)
 
 
 def add(run_folder, name):
