@@ -199,7 +199,7 @@ def run_processes(function, arguments, count, device):
                 _signal(processes, signal.SIGTERM)
             failed = _first_failure(processes)
         finally:
-            _end(processes)
+            _end(processes, told=bool(signals))
     if failed is None:
         return 0
     if failed < 0 and signals:
@@ -228,9 +228,11 @@ def _first_failure(processes):
     return None
 
 
-def _end(processes, patience=10.0):
-    """End what is still alive: politely, and after some seconds by force, because native code may not listen."""
-    _signal(processes, signal.SIGTERM)
+def _end(processes, told, patience=10.0):
+    """End what is still alive: politely, and after some seconds by force, because native code may not listen. Processes that were told to
+    stop already are given the time to do so: a second signal would end them in the middle of it."""
+    if not told:
+        _signal(processes, signal.SIGTERM)
     deadline = time.monotonic() + patience
     for process in processes:
         process.join(max(0.0, deadline - time.monotonic()))

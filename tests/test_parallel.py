@@ -160,6 +160,38 @@ def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
     assert checkpoint.newest_checkpoint(folder) is not None and not checkpoint.newest_checkpoint(folder).endswith("-0")
 
 
+SLOW_TO_SPEAK = """
+import os, sys, time
+from paddle_maml.background import StopRequest
+from paddle_maml.parallel import run_processes
+
+def member():
+    with StopRequest() as stop:
+        print("ready", flush=True)
+        while not stop.requested:
+            time.sleep(0.01)
+        if os.environ["PADDLE_TRAINER_ID"] == "0":
+            time.sleep(2)
+            print("said", file=sys.stderr)
+    return 130
+
+if __name__ == "__main__":
+    sys.exit(run_processes(member, (), 2, "cpu"))
+"""
+
+
+def test_who_was_told_to_stop_is_not_told_again_when_another_process_ends_first(tmp_path):
+    """A second signal would end rank 0 before it says how to continue."""
+    program = tmp_path / "program.py"
+    program.write_text(SLOW_TO_SPEAK)
+    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               env={**os.environ, "PYTHONPATH": ROOT})
+    assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130 and errors.endswith("said\n")
+
+
 @needs_proc
 def test_a_second_signal_ends_what_does_not_listen(tmp_path):
     folder, process, members = running(tmp_path)
