@@ -296,7 +296,8 @@ def _write_cache(folders, name, key, images):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             return write_whole(folder / name, data.getbuffer())
-    warnings.warn(f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.", stacklevel=3)
+    warnings.warn(f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.",
+                  stacklevel=3)
 
 
 def _download(folders):

@@ -152,8 +152,8 @@ def _add_up(tensor):
 def run_processes(function, arguments, count, device):
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this machine.
 
-    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they die; when one of them fails, the others are
-    stopped.
+    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they die; when one of them
+    fails, the others are stopped.
 
     Args:
         function: an importable function; its arguments can be pickled.

@@ -185,7 +185,8 @@ def evaluation_table(result):
     for step in range(len(result["accuracy_per_step"])):
         lines.append(f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
                      f"{result['loss_per_step'][step]:10.4f}")
-    lines.append(f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, {result['k_query']} query images a class: "
-                 f"{result['accuracy']:.2%} +- {result['interval']:.2%} (95 % interval over {result['episodes']} episodes)")
+    lines.append(f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
+                 f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
+                 f"(95 % interval over {result['episodes']} episodes)")
     lines.append("Note: " + result["note"])
     return "\n".join(lines)

@@ -71,7 +71,11 @@ def keep(run_folder, folder):
 
 def table(folders):
     """The reports in these folders as a Markdown table, and a line for each group of runs that differ in their seeds alone: the mean of
-    their accuracies, and the spread, which is the sample standard deviation. A seed decides initial weights, training and test episodes. Raises UserError if a report is missing or damaged."""
+    their accuracies, and the spread, which is the sample standard deviation. A seed decides initial weights, training and test episodes.
+
+    Raises:
+        UserError: a report is missing or damaged.
+    """
     lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
     by_recipe = {}
     for folder in folders:

@@ -58,14 +58,16 @@ class Settings:
 
     preset: str = _setting("omniglot-5way-1shot", "named set of settings to start from; further options override it")
 
-    dataset: str = _setting("omniglot", "omniglot, or synthetic: drawn characters that need no download", check=_one_of("omniglot", "synthetic"))
-    data_dir: str = _setting(None, "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download", "path", kind=str, may_change=True)
+    dataset: str = _setting("omniglot", "omniglot, or synthetic: drawn characters that need no download",
+                            check=_one_of("omniglot", "synthetic"))
+    data_dir: str = _setting(None, "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download", "path", kind=str,
+                             may_change=True)
     split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
                                check=_one_of("competition", "vinyals"))
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
     rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
-    distortions: int = _setting(0, "distorted copies of each training image, which count as further images of its class (after Koch et al. 2015)", "copies",
-                                _within(0, 20))
+    distortions: int = _setting(0, "distorted copies of each training image, which count as further images of its class (after Koch et al. "
+                                "2015)", "copies", _within(0, 20))
 
     n_way: int = _setting(5, "classes in an episode", "classes", _within(2, 10000))
     k_shot: int = _setting(1, "support images of each class", "images per class", _within(1, 1000))
@@ -75,22 +77,26 @@ class Settings:
     width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
     image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
 
-    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library, also those for more "
-                               "classes (the first n_way are taken) or other inner steps; default, where the preset has no other, and none: fresh ones", "path or name", kind=str)
+    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library, also "
+                               "those for more classes (the first n_way are taken) or other inner steps; default, where the preset has no "
+                               "other, and none: fresh ones", "path or name", kind=str)
 
     order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
     inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
     learn_inner_lr: bool = _setting(False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)")
-    adapted: str = _setting("all", "parameters that the inner loop changes; head: the linear layer alone (ANIL)", check=_one_of("all", "head"))
+    adapted: str = _setting("all", "parameters that the inner loop changes; head: the linear layer alone (ANIL)",
+                            check=_one_of("all", "head"))
     first_order_iterations: int = _setting(0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
                                            "meta-iterations", _within(0, 10**9))
-    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less (MAML++'s "
-                                          "multi-step loss)", "meta-iterations", _within(0, 10**9))
-    test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int)
+    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less "
+                                          "(MAML++'s multi-step loss)", "meta-iterations", _within(0, 10**9))
+    test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000),
+                                     kind=int)
 
     meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))
-    iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _within(1, 10**9), may_change=True)
+    iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _within(1, 10**9),
+                               may_change=True)
     meta_lr: float = _setting(0.001, "learning rate of Adam, the meta-optimizer", check=_positive)
     meta_lr_schedule: str = _setting("constant", "course of meta_lr; cosine falls to 0 at the end", check=_one_of("constant", "cosine"))
 

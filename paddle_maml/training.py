@@ -301,8 +301,8 @@ class _Run:
                 raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
             setattr(self.state, field.name, value)
         if self.state.iteration > self.settings.iterations:
-            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: ask for more, or choose another "
-                            f"folder with {flag('output')}.")
+            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: "
+                            f"ask for more, or choose another folder with {flag('output')}.")
         checkpoint.load_weights(self.learner, files[checkpoint.BEST])
         self.best = self._weights()
         checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])

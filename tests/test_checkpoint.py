@@ -57,7 +57,8 @@ def test_stock_paddle_reads_what_is_written(tmp_path):
     optimizer = paddle.optimizer.Adam(0.01, parameters=learner.parameters())
     train_one_step(learner, optimizer)
     state = checkpoint.optimizer_state(optimizer, learner)
-    path = checkpoint.write_checkpoint(str(tmp_path), 1, weights_of(learner), weights_of(learner), state, {"iteration": 1, "settings": {"a": [1, None, 0.1]}})
+    weights, states = weights_of(learner), {"iteration": 1, "settings": {"a": [1, None, 0.1]}}
+    path = checkpoint.write_checkpoint(str(tmp_path), 1, weights, weights, state, states)
     for name, expected in ((checkpoint.WEIGHTS, weights_of(learner)), (checkpoint.OPTIMIZER, state)):
         loaded = paddle.load(os.path.join(path, name))
         assert_same({key: np.asarray(value) for key, value in loaded.items()}, expected)
@@ -294,7 +295,8 @@ def test_the_newest_set_replaces_the_older(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to die in the middle of a write")
-@pytest.mark.parametrize("function, call", [("mkdir", 1), ("fsync", 1), ("fsync", 4), ("fsync", 5), ("rename", 1), ("fsync", 6), ("rmdir", 1), ("unlink", 2)])
+@pytest.mark.parametrize("function, call", [("mkdir", 1), ("fsync", 1), ("fsync", 4), ("fsync", 5), ("rename", 1), ("fsync", 6), ("rmdir", 1),
+                                            ("unlink", 2)])
 def test_death_at_any_point_of_a_write_leaves_a_whole_set(tmp_path, function, call):
     folder = str(tmp_path)
     write(folder, 1)

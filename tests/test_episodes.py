@@ -88,7 +88,8 @@ def test_words_are_philox(seed, index):
 
 
 @pytest.mark.parametrize("rotations", [False, True])
-@pytest.mark.parametrize("n_way, k_shot, k_query, seed, index", [(5, 1, 15, 0, 0), (20, 5, 15, 2**64 - 1, 2**31 - 2), (40, 1, 1, 3, 12345), (1, 2, 3, 9, 4)])
+@pytest.mark.parametrize("n_way, k_shot, k_query, seed, index", [(5, 1, 15, 0, 0), (20, 5, 15, 2**64 - 1, 2**31 - 2), (40, 1, 1, 3, 12345),
+                                                                 (1, 2, 3, 9, 4)])
 def test_episode_is_rebuilt_by_the_written_rule(n_way, k_shot, k_query, seed, index, rotations):
     builder = EpisodeBuilder(numbered_images(), n_way, k_shot, k_query, seed, rotations)
     x_spt, y_spt, x_qry, y_qry = builder[index]

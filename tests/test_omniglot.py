@@ -145,8 +145,8 @@ FIRST = "images_evaluation/Angelic/character01/0010_01.png"
 
 
 @pytest.mark.parametrize("form", [
-    lambda p, f: two_zips(p, f), lambda p, f: two_zips(p, f / "python").parent, lambda p, f: unpacked(p, f), lambda p, f: unpacked(p, f / "python").parent,
-    lambda p, f: two_zips(p, f) / "images_evaluation.zip",
+    lambda p, f: two_zips(p, f), lambda p, f: two_zips(p, f / "python").parent,
+    lambda p, f: unpacked(p, f), lambda p, f: unpacked(p, f / "python").parent, lambda p, f: two_zips(p, f) / "images_evaluation.zip",
     lambda p, f: zipped({**p["images_background"], **p["images_evaluation"]}, f / "omniglot.zip"),
     lambda p, f: zipped({f"deep/er/{n}": d for files in p.values() for n, d in files.items()}, f / "omniglot.zip").parent,
     lambda p, f: zipped({f"x/{part}.zip": zipped(files, f / "t").read_bytes() for part, files in p.items()}, f / "o" / "omniglot.zip").parent,
@@ -195,7 +195,8 @@ def huge():
 @pytest.mark.parametrize("data, message", [
     (None, "1 of 60 images are missing, the first is Angelic/character01, drawer 01"),
     (b"", "0010_01.png.* is damaged"), (b"not a png", "0010_01.png.* is damaged"), (png(drawing(40))[:700], "0010_01.png.* is damaged"),
-    (damaged_pixels(), "0010_01.png.* is damaged"), (damaged_checksum(), "0010_01.png.* is damaged"), (png(drawing(40)) + b"0" * 70000, "0010_01.png.* is damaged.*too many"),
+    (damaged_pixels(), "0010_01.png.* is damaged"), (damaged_checksum(), "0010_01.png.* is damaged"),
+    (png(drawing(40)) + b"0" * 70000, "0010_01.png.* is damaged.*too many"),
     (png(np.zeros((28, 105), np.uint8)), "0010_01.png.* is 105x28 pixels, not 105x105"), (huge(), "0010_01.png.* is 8000x8000 pixels"),
     (png(drawing(99)), "not all are Omniglot's"),
 ])  # fmt: skip

@@ -16,7 +16,8 @@ COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
-SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2", "--distortions", "0"]
+SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2",
+         "--distortions", "0"]
 SHORTER = {
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "train.py": SMALL + ["--width", "4"],

@@ -73,8 +73,8 @@ def test_the_command_line(tmp_path):
 
     done = call("table", "docs/runs/half-hour")
     assert done.returncode == 0 and "| half-hour | 95.89 ± 0.30 | 1000 | 1 | 1000 | 0 |" in done.stdout
-    for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"), (["table", str(tmp_path)], "is damaged"),
-                                (["keep", str(tmp_path), "y"], "has not come to its end")]:
+    for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"),
+                                (["table", str(tmp_path)], "is damaged"), (["keep", str(tmp_path), "y"], "has not come to its end")]:
         failed = call(*arguments)
         assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
     assert not os.path.exists(os.path.join(ROOT, "y"))

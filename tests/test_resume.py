@@ -63,7 +63,8 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
 
 def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
     """Learned inner rates, the first iterations of first order, the weights of the multi-step loss and the schedule of the rate."""
-    changing = {"order": 2, "first_order_iterations": 5, "multi_step_iterations": 9, "meta_lr_schedule": "cosine", "checkpoint_every": 4, "val_every": 5}
+    changing = {"order": 2, "first_order_iterations": 5, "multi_step_iterations": 9, "meta_lr_schedule": "cosine", "checkpoint_every": 4,
+                "val_every": 5}
 
     def arguments(folder, *flags):
         return [*options(output=folder, **changing), "--learn-inner-lr", *flags]

@@ -462,8 +462,10 @@ def test_weights_of_fewer_classes_are_refused(finished, tmp_path):
 def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path, monkeypatch):
     parts, rule = assembly.load_training_images(tiny(tmp_path))
     monkeypatch.setattr(training, "load_training_images", lambda settings: (parts, rule))
-    held_back = {"dataset": "omniglot", "split_rule": "vinyals", "start_from": "5way-1shot", "width": 64, "inner_steps": 3, "learn_inner_lr": True}
-    with pytest.raises(UserError, match="^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"):
+    held_back = {"dataset": "omniglot", "split_rule": "vinyals", "start_from": "5way-1shot", "width": 64, "inner_steps": 3,
+                 "learn_inner_lr": True}
+    sentence = "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"
+    with pytest.raises(UserError, match=sentence):
         training.train(tiny(tmp_path / "run", **held_back))
     assert not (tmp_path / "run").exists()
     training.train(tiny(tmp_path / "run", **{**held_back, "split_rule": "competition", "iterations": 1, "k_query": 1, "meta_batch": 1}))

@@ -51,7 +51,8 @@ def find_weights(path_or_name):
     if path_or_name in names():
         return find(path_or_name)[:2]
     if not os.path.exists(path_or_name):
-        raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}.")
+        raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: "
+                        f"{', '.join(names()) or 'none'}.")
     return checkpoint.find_weights(path_or_name)
 
 
