@@ -85,7 +85,7 @@ def analyse(learner, settings, images, val_images, announce):
     one_alphabet = accuracy("classes of one alphabet", lambda: episodes_of(images, within_alphabet=True))
     by_steps = []
     for number in range(INNER_STEPS + 1):
-        announce(f"{number} inner steps")
+        announce(f"inner steps: {number}")
         by_steps.append({"steps": number, **_measured(lambda: predict_episodes(learner, builder, episodes, number).accuracies)})
     by_factor = []
     for factor in RATE_FACTORS:
@@ -124,17 +124,17 @@ def analysis_table(analysis):
     """The analysis as lines of text."""
     lines = [f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, {analysis['episodes']} episodes, "
              "accuracy with 95 % interval; unless the line says otherwise: "
-             f"{analysis['inner_steps']} inner steps, batch statistics of the whole query set, classes of the tested part", ""]
+             f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the tested part", ""]
 
     def add(label, result):
         said = result.get("not_measured") or f"{result['accuracy']:7.2%} +- {result['interval']:.2%}"
-        lines.append(f"{label:56s} {said}")
+        lines.append(f"{label:62s} {said}")
 
     for row in analysis["accuracy_by_batch_statistics"]:
         add("batch statistics of " + row["statistics"], row)
     add("classes of one alphabet", analysis["accuracy_within_alphabets"])
     for row in analysis["accuracy_by_inner_steps"]:
-        add(f"{row['steps']} inner steps", row)
+        add(f"inner steps: {row['steps']}", row)
     for row in analysis["accuracy_by_rate_factor"]:
         add(f"inner rates times {row['factor']:g}, validation classes", row)
     lines += [""] + [f"{row['class']} was taken for {row['taken_for']} {row['times']} times of {row['of']}" for row in analysis["confused"]]

@@ -214,7 +214,7 @@ def _evaluate(arguments):
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)
-    about = {"weights": os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
+    about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
              "settings": settings.as_dict()}
     if folder:
         from .analysis import analyse, analysis_table, write_analysis

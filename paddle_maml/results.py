@@ -81,7 +81,7 @@ def table(folders):
     for folder in folders:
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
         settings, test = settings_from_dict(report["settings"]), report["test"]
-        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0), []).append((report["seed"], 100 * test["accuracy"]))
+        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append((report["seed"], 100 * test["accuracy"]))
         lines.append(f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
                      f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
                      f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |")

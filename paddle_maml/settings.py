@@ -139,12 +139,15 @@ class Settings:
         return dataclasses.asdict(self)
 
     def portable(self):
-        """The same settings without what belongs to one machine and not to the result: paths, device, processes."""
+        """The same settings without what belongs to one machine and not to the result: device, processes, and where folders lie."""
         local = {field.name: field.default for field in dataclasses.fields(self)
-                 if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes")}
+                 if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes", "output")}
         if self.start_from and os.path.dirname(self.start_from):
             # A path, and no name of weights that come with the library: it must not look like one.
-            local["start_from"] = "runs/" + os.path.basename(os.path.normpath(self.start_from))
+            local["start_from"] = _in_runs(self.start_from)
+        if self.output:
+            # Named, so that runs of one preset do not get in each other's way, and that others can start from them.
+            local["output"] = _in_runs(self.output) if _in_runs(self.output) != f"runs/{self.preset}" else None
         return dataclasses.replace(self, **local)
 
     def command(self):
@@ -212,6 +215,11 @@ PRESETS = {
     "paper-20way-1shot": {**_PAPER_20WAY, "k_shot": 1, "k_query": 1},
     "paper-20way-5shot": {**_PAPER_20WAY, "k_shot": 5, "k_query": 5},
 }
+
+
+def _in_runs(path):
+    """A run folder of the same name where runs are kept by default."""
+    return "runs/" + os.path.basename(os.path.abspath(path))
 
 
 def _nearest(name, names):

@@ -78,7 +78,7 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     assert 0 < analysis["accuracy_within_alphabets"]["accuracy"] < 1
     worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
     assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(by_statistics[0]["accuracy"])
-    assert "support set and one query image" in screen and "classes of one alphabet" in screen and "10 inner steps" in screen
+    assert "support set and one query image" in screen and "classes of one alphabet" in screen and "inner steps: 10" in screen
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 2

@@ -31,7 +31,7 @@ def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
     path, settings, card = pretrained.find("tiny")
     report = json.loads((run / "report.json").read_text())
     assert card["test"] == report["test"] and card["name"] == "tiny"
-    assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (4, 2, None, None)
+    assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (4, 2, "runs/run", None)
     weights, _ = checkpoint.find_weights(str(run))
     with open(weights, "rb") as one, open(path, "rb") as other:
         assert one.read() == other.read()

@@ -1,25 +1,28 @@
-"""Every command of the README is run, the long ones with fewer iterations and small drawn data, and its Python code."""
+"""Every command of the README and of docs/results.md is run, the long ones with fewer iterations and small drawn data, and the Python code."""
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from tiny_run import ROOT
 
-with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-    README = file.read()
-COMMANDS = [line for block in re.findall(r"```bash\n(.*?)```", README, re.S) for line in block.strip().splitlines()]
+README, RESULTS = (Path(ROOT, *names).read_text(encoding="utf-8") for names in (["README.md"], ["docs", "results.md"]))
+# Those of docs/results.md go on from runs that the README's made.
+COMMANDS = list(dict.fromkeys(line for block in re.findall(r"```bash\n(.*?)```", README + RESULTS, re.S) for line in block.strip().splitlines()))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
 SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2",
          "--distortions", "0"]
 SHORTER = {
+    "--start-from runs/": SMALL + ["--width", "4"],
     "--preset best-5way": SMALL,  # starts from weights of the full width
+    "--preset best-20way-5shot": SMALL,
     "train.py": SMALL + ["--width", "4"],
     "eval.py": ["--episodes", "4"],
     "--scaling": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--k-query", "1", "--orders", "1", "--processes", "1"],

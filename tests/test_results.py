@@ -1,8 +1,10 @@
 """What is kept of finished runs, and the table of it."""
 import json
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -80,10 +82,17 @@ def test_the_command_line(tmp_path):
     assert not os.path.exists(os.path.join(ROOT, "y"))
 
 
-@pytest.mark.parametrize("folder", sorted(os.listdir(os.path.join(ROOT, "docs", "runs"))))
-def test_the_readme_says_what_the_kept_reports_say(folder):
-    report = results.read_report(os.path.join(ROOT, "docs", "runs", folder, "report.json"))
-    with open(os.path.join(ROOT, "README.md"), encoding="utf-8") as file:
-        text = file.read().replace(" % ±", " ±")
-    assert f"docs/runs/{folder}" in text
-    assert f"{100 * report['test']['accuracy']:.2f} ± {100 * report['test']['interval']:.2f}" in text
+KEPT = sorted(str(path) for path in Path(ROOT, "docs", "runs").iterdir())
+
+
+@pytest.mark.parametrize("folder", KEPT)
+def test_the_page_of_results_has_the_line_of_each_kept_run(folder):
+    assert results.table([folder]).splitlines()[-1] in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_says_what_the_kept_reports_say():
+    tests = [results.read_report(os.path.join(folder, "report.json"))["test"] for folder in KEPT]
+    reported = {f"{100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f}" for test in tests}
+    section = Path(ROOT, "README.md").read_text(encoding="utf-8").split("## Results")[1].split("## ")[0]
+    own = [line.split("|")[2].strip() for line in section.splitlines() if re.match(r"\| \d+-way", line)]
+    assert len(own) == 4 and all(figure in reported for figure in own)

@@ -88,8 +88,9 @@ def test_a_command_can_take_back_what_a_preset_has():
 
 def test_the_command_of_settings_is_what_was_typed():
     settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
-    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5"
-    assert settings_from_preset("quickstart").command() == "python train.py --preset quickstart"
+    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+    for output in (None, "runs/quickstart", "/mnt/quickstart/"):
+        assert settings_from_preset("quickstart", output=output).command() == "python train.py --preset quickstart"
     assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from runs/run")
     assert settings_from_preset(start_from="5way-1shot").command().endswith("--start-from 5way-1shot")
     arguments = settings.command().split()[2:]
