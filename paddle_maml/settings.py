@@ -145,9 +145,9 @@ class Settings:
         if self.start_from and os.path.dirname(self.start_from):
             # A path, and no name of weights that come with the library: it must not look like one.
             local["start_from"] = _in_runs(self.start_from)
-        if self.output:
-            # Named, so that runs of one preset do not get in each other's way, and that others can start from them.
-            local["output"] = _in_runs(self.output) if _in_runs(self.output) != f"runs/{self.preset}" else None
+        # Named, so that runs of one preset do not get in each other's way, and that others can start from them.
+        folder = _in_runs(self.run_folder)
+        local["output"] = None if folder == f"runs/{self.preset}" else folder
         return dataclasses.replace(self, **local)
 
     def command(self):

@@ -29,6 +29,7 @@ SHORTER = {
     "paddle_maml.benchmark": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--against", "competition"],
     "paddle_maml.omniglot": [],
     "paddle_maml.results": [],
+    "paddle_maml.plain_data": [],
 }
 
 
