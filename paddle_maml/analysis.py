@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import os
 
 import numpy as np
 
+from .assembly import evaluation_episodes
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
-from .evaluation import Diverged, mean_and_interval
-from .pictures import draw_matrix, draw_sheet
-from .reporting import ANALYSIS, write_json
+from .evaluation import Diverged, mean_and_interval, score_episodes
+from .files import write_together
+from .pictures import draw_matrix, draw_sheet, png, stacked
+from .reporting import ANALYSIS, json_file
 
 INNER_STEPS = 10
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PAIRS, WORST = 10, 6  # classes confused most often, and episodes, that are shown
+EXAMPLES, MISTAKES = 3, 20  # images of each class of a pair, and query images of an episode, that are shown at most
 BATCH = 16  # episodes at a time; it changes memory only
 
 BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": "the support set and one query image",
@@ -66,27 +68,22 @@ def analyse(learner, settings, images, val_images, announce):
     Raises:
         UserError: the episodes cannot be built, or the adaptation diverges with the settings as they are.
     """
-    def episodes_of(images, **options):
-        return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, **options)
-
     episodes, steps = settings.test_episodes, settings.steps_at_test
-    builder, val_builder = episodes_of(images), episodes_of(val_images)
+    builder, val_builder = evaluation_episodes(settings, images), evaluation_episodes(settings, val_images)
     announce("batch statistics of " + BATCH_STATISTICS["query"])
     predictions = predict_episodes(learner, builder, episodes, steps)
 
-    def accuracy(title, builder, **options):
+    def accuracy(title, make_builder, **options):
         announce(title)
-        return _measured(lambda: predict_episodes(learner, builder(), episodes, steps, **options).accuracies)
+        return _measured(lambda: predict_episodes(learner, make_builder(), episodes, steps, **options).accuracies)
 
     by_statistics = [{"statistics": BATCH_STATISTICS["query"], **_summary(predictions.accuracies)}]
     for statistics, meaning in list(BATCH_STATISTICS.items())[1:]:
         result = accuracy("batch statistics of " + meaning, lambda: builder, statistics=statistics)
         by_statistics.append({"statistics": meaning, **result})
-    one_alphabet = accuracy("classes of one alphabet", lambda: episodes_of(images, within_alphabet=True))
-    by_steps = []
-    for number in range(INNER_STEPS + 1):
-        announce(f"inner steps: {number}")
-        by_steps.append({"steps": number, **_measured(lambda: predict_episodes(learner, builder, episodes, number).accuracies)})
+    one_alphabet = accuracy("classes of one alphabet", lambda: evaluation_episodes(settings, images, within_alphabet=True))
+    announce(f"inner steps: 0 to {INNER_STEPS}")
+    by_steps = _by_steps(*score_episodes(learner, builder, episodes, INNER_STEPS, BATCH))
     by_factor = []
     for factor in RATE_FACTORS:
         with _inner_rates(learner, factor):
@@ -102,6 +99,16 @@ def analyse(learner, settings, images, val_images, announce):
     }, predictions
 
 
+def _by_steps(accuracies, losses):
+    """Summaries of the columns, which are after 0, 1, ... inner steps."""
+    def of(step):
+        if not np.isfinite(losses[:, step]).all():
+            raise Diverged("A loss is not a finite number.")
+        return accuracies[:, step]
+
+    return [{"steps": step, **_measured(lambda: of(step))} for step in range(accuracies.shape[1])]
+
+
 def _measured(accuracies):
     """Mean and interval of what a function returns, or why there is none."""
     try:
@@ -112,12 +119,11 @@ def _measured(accuracies):
 
 def write_analysis(folder, report, predictions):
     """Write analysis.json, confusion.png and worst.png into a folder, which is made if needed."""
-    os.makedirs(folder, exist_ok=True)
-    rates, groups = _confusion_rates(predictions.builder.classes, *_counts(predictions))
-    draw_matrix(rates, groups, os.path.join(folder, CONFUSION))
-    draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in report["analysis"]["worst_episodes"]]),
-               os.path.join(folder, WORST_EPISODES))
-    write_json(os.path.join(folder, ANALYSIS), report)
+    analysis, builder = report["analysis"], predictions.builder
+    rates, alphabets = _confusion_rates(builder.classes, *_counts(predictions))
+    confusion = stacked([draw_matrix(rates, alphabets, ("alphabet of the class", "alphabet that it was taken for")), draw_sheet(_pair_lines(builder, analysis["confused"]))])
+    worst = draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in analysis["worst_episodes"]]))
+    write_together(folder, {CONFUSION: png(confusion), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)})
 
 
 def analysis_table(analysis):
@@ -137,7 +143,7 @@ def analysis_table(analysis):
         add(f"inner steps: {row['steps']}", row)
     for row in analysis["accuracy_by_rate_factor"]:
         add(f"inner rates times {row['factor']:g}, validation classes", row)
-    lines += [""] + [f"{row['class']} was taken for {row['taken_for']} {row['times']} times of {row['of']}" for row in analysis["confused"]]
+    lines += [""] + [_sentence(pair) for pair in analysis["confused"]]
     return "\n".join(lines)
 
 
@@ -182,13 +188,30 @@ def _confused_pairs(names, taken, possible):
     return pairs
 
 
+def _sentence(pair):
+    return f"{pair['class']} was taken for {pair['taken_for']}, {pair['times']} of {pair['of']} times"
+
+
 def _confusion_rates(names, taken, possible):
-    """Mistaken share of the times that were possible, classes sorted by name; and the alphabets as (name, classes)."""
-    order, groups = sorted(range(len(names)), key=names.__getitem__), {}
-    for number in order:
-        alphabet = names[number].split("/")[0]
-        groups[alphabet] = groups.get(alphabet, 0) + 1
-    return (taken / np.maximum(possible, 1))[np.ix_(order, order)], list(groups.items())
+    """Share of the chances to take a class of one alphabet for another class of one alphabet that were mistakes, (alphabets, alphabets); and
+    the alphabets, sorted."""
+    own = [name.split("/")[0] for name in names]
+    alphabets = sorted(set(own))
+    member = np.array([[alphabet == name for name in own] for alphabet in alphabets], np.int64)
+    chances = possible * (1 - np.eye(len(names), dtype=np.int64))
+    return (member @ taken @ member.T) / np.maximum(member @ chances @ member.T, 1), alphabets
+
+
+def _pair_lines(builder, pairs):
+    """Lines for `draw_sheet`: the first images of the two classes of each pair."""
+    lines = []
+    for pair in pairs:
+        cells = []
+        for name, text in ((pair["class"], "is"), (pair["taken_for"], "taken for")):
+            images = builder.images[builder.classes.index(name)][:EXAMPLES]
+            cells += [(np.round(image.mean(axis=0)).astype(np.uint8), text) for image in images]
+        lines.append((_sentence(pair), cells))
+    return lines
 
 
 def _worst_lines(predictions, indices):
@@ -201,8 +224,9 @@ def _worst_lines(predictions, indices):
         wrong = np.flatnonzero(predicted != labels)
         lines.append((f"episode {index}, {np.mean(predicted == labels):.1%} right; support",
                       [(_grey(x_spt[first]), str(label)) for label, first in enumerate(firsts)]))
-        lines.append((f"{len(wrong)} of {len(labels)} mistaken",
-                      [(_grey(x_qry[number]), f"{labels[number]} as {predicted[number]}") for number in wrong[:20]]))
+        shown = f", the first {MISTAKES}" if len(wrong) > MISTAKES else ""
+        lines.append((f"{len(wrong)} of {len(labels)} mistaken{shown}",
+                      [(_grey(x_qry[number]), f"{labels[number]} as {predicted[number]}") for number in wrong[:MISTAKES]]))
     return lines
 
 

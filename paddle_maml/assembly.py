@@ -8,11 +8,9 @@ import paddle
 
 from .device import cores, processor
 from .episodes import EpisodeBuilder, ImageSet
-from .errors import UserError
 from .learner import MetaLearner
 from .network import MAML
 from .omniglot import class_names, load_omniglot
-from .settings import flag
 from .splits import split_classes
 from .synthetic import draw_synthetic
 
@@ -48,14 +46,16 @@ def _load(settings, distortions):
 
 
 def classes_trained_on(trained, settings, part):
-    """How many classes of a part of the split are training classes of another run.
+    """How many classes of a part of the split are training classes of another run; None if it is not known.
 
     Args:
-        trained: the `Settings` of that run; None if it is not known.
+        trained: the `Settings` of that run; None if they are not known.
         settings: those that say which split is meant.
         part: "val" or "test".
     """
-    if trained is None or not settings.dataset == trained.dataset == "omniglot":
+    if trained is None:
+        return None
+    if not settings.dataset == trained.dataset == "omniglot":
         return 0
     seen, own = (split_classes(class_names(), rule) for rule in (trained.split_rule, settings.split_rule))
     return len(set(seen["train"]) & set(own[part]))
@@ -69,12 +69,9 @@ def make_learner(settings, images):
                        learn_inner_lr=settings.learn_inner_lr, adapted=settings.adapted)
 
 
-def evaluation_episodes(settings, images):
+def evaluation_episodes(settings, images, within_alphabet=False):
     """The `EpisodeBuilder` of validation and test: images of an `ImageSet`, unrotated, with the number of query images for testing."""
-    try:
-        return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed)
-    except UserError as error:
-        raise UserError(f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}") from None
+    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, within_alphabet=within_alphabet)
 
 
 def environment(device):

@@ -124,17 +124,21 @@ def _train(arguments):
     parser.add_settings()
     given = parser.parse(arguments)
     settings = settings_from_preset(**given)
-    if settings.data_dir:
-        # It is stored with the run, which may be resumed from another folder.
-        given["data_dir"] = os.path.abspath(settings.data_dir)
-        settings = settings_from_preset(**given)
     import_paddle()
-    from . import assembly, checkpoint, training
+    from . import assembly, checkpoint, pretrained, training
+
+    # Paths are stored with the run, which may be resumed from another folder.
+    for name in ("data_dir", "start_from"):
+        path = given.get(name)
+        if path and os.path.exists(path) and path not in pretrained.names():
+            given[name] = os.path.abspath(path)
+    settings = settings_from_preset(**given)
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if stored:
-        # What is not given anew is taken from the run, wherever its folder is now; but not what depends on the machine.
-        here = {name: getattr(Settings, name) for name in ("device", "processes", "chunk")}
+        # What is not given anew is taken from the run, wherever its folder is now. Not the device, which depends on the machine; but the
+        # number of processes and the chunk, which decide in what order gradients are summed.
+        here = {"device": Settings.device, **({"processes": None} if launched() else {})}
         settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
     if launched():
         if settings.processes not in (None, 1):
@@ -176,6 +180,38 @@ _EVAL_OPTIONS = {"test_episodes": ("--episodes", "episodes, numbered from 0: alw
 
 
 def _evaluate(arguments):
+    asked, given = _evaluation_options(arguments)
+    import_paddle()
+    from . import assembly, checkpoint, pretrained
+    from .reporting import write_json
+
+    name, part = asked["pretrained"], asked["part"]
+    weights, trained = pretrained.look_up(name)[:2] if name else checkpoint.find_weights(asked["weights"])
+    # The run's own device and number of episodes say nothing about this machine and this evaluation.
+    stored = {**(trained or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
+    settings = settings_from_dict({**stored, **given})
+    if settings.learn_inner_lr and "inner_lr" in given:
+        raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
+    device = select_device(settings.device)
+    seen = assembly.classes_trained_on(trained, settings, part) if part != "train" else 0
+    if seen:
+        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
+    elif seen is None:
+        print("Note: a file of weights on its own does not say which classes they were trained on; if on classes of this split, their "
+              "accuracy on it says little.")
+    parts, rule = assembly.load_images(settings)
+    learner = assembly.make_learner(settings, parts[part])
+    checkpoint.load_weights(learner, weights)
+    about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
+             "settings": settings.as_dict()}
+    measure = _analyse_into(asked["analyse"]) if asked["analyse"] else _score
+    report = measure(learner, settings, parts, rule, part, about)
+    if asked["json"]:
+        write_json(asked["json"], report)
+
+
+def _evaluation_options(arguments):
+    """The command line of eval.py: (what is asked for, settings that are given), two dicts."""
     parser = CommandLine(prog="eval.py", description="Evaluate trained weights. Settings that are not given are those of the run the weights "
                          "come from, or the defaults below for a file on its own.")
     parser.add_argument("--weights", metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
@@ -186,37 +222,35 @@ def _evaluate(arguments):
     parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
-    path, name, part, json_path, folder = (given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse"))
-    if not path and not name or path and name:
+    asked = {name: given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse")}
+    if bool(asked["weights"]) == bool(asked["pretrained"]):
         raise UserError("Give either --weights or --pretrained.")
+    folder = asked["analyse"]
     if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
         raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
     if folder:
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
-    if json_path is not None:
-        check_target(json_path, "--json")
+    if asked["json"] is not None:
+        check_target(asked["json"], "--json")
+    return asked, given
 
-    import_paddle()
-    from . import assembly, checkpoint, pretrained
+
+def _score(learner, settings, parts, rule, part, about):
+    """Print the accuracy on a part of the split; returns the report of it."""
+    from .assembly import describe, evaluation_episodes
     from .evaluation import evaluate
-    from .reporting import evaluation_table, write_json
+    from .reporting import evaluation_table
 
-    weights, trained = pretrained.find(name)[:2] if name else checkpoint.find_weights(path)
-    # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    stored = {**(trained or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
-    settings = settings_from_dict({**stored, **given})
-    if settings.learn_inner_lr and "inner_lr" in given:
-        raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
-    device = select_device(settings.device)
-    seen = assembly.classes_trained_on(trained, settings, part) if part != "train" else 0
-    if seen:
-        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
-    parts, rule = assembly.load_images(settings)
-    learner = assembly.make_learner(settings, parts[part])
-    checkpoint.load_weights(learner, weights)
-    about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
-             "settings": settings.as_dict()}
-    if folder:
+    result = evaluate(learner, evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
+    report = {"evaluation": describe(result, settings, parts[part], rule, part), **about}
+    print(evaluation_table(report["evaluation"]))
+    return report
+
+
+def _analyse_into(folder):
+    """A function like `_score` that prints an analysis and writes it, with pictures, into a folder."""
+
+    def measure(learner, settings, parts, rule, part, about):
         from .analysis import analyse, analysis_table, write_analysis
 
         analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
@@ -224,11 +258,6 @@ def _evaluate(arguments):
         print(analysis_table(analysis))
         write_analysis(folder, report, predictions)
         print(f"Pictures and JSON: {folder}")
-        if json_path:
-            write_json(json_path, report)
-        return
-    result = evaluate(learner, assembly.evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
-    report = {"evaluation": assembly.describe(result, settings, parts[part], rule, part), **about}
-    print(evaluation_table(report["evaluation"]))
-    if json_path:
-        write_json(json_path, report)
+        return report
+
+    return measure

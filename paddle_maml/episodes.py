@@ -117,9 +117,9 @@ class EpisodeBuilder(paddle.io.Dataset):
                 raise UserError(f"{name} is {value}, but must be at least 1.")
         check_seed(seed)
         if isinstance(images, ImageSet):
-            self.classes, self._images = images.classes, images.images
+            self.classes, self.images = images.classes, images.images
         else:
-            self.classes, self._images = tuple(f"class {i}" for i in range(len(images))), images
+            self.classes, self.images = tuple(f"class {i}" for i in range(len(images))), images
         self.n_way, self.k_shot, self.k_query = int(n_way), int(k_shot), int(k_query)
         self.seed, self.rotations, self._length = int(seed), bool(rotations), int(length)
         self._check_images()
@@ -136,10 +136,10 @@ class EpisodeBuilder(paddle.io.Dataset):
         return enough
 
     def _check_images(self):
-        if self.n_way > len(self._images):
-            raise UserError(f"n_way is {self.n_way}, but there are only {len(self._images)} classes to draw from: lower it.")
-        needed, shape = self.k_shot + self.k_query, self._images[0].shape[1:]
-        for name, images in zip(self.classes, self._images):
+        if self.n_way > len(self.images):
+            raise UserError(f"n_way is {self.n_way}, but there are only {len(self.images)} classes to draw from: lower it.")
+        needed, shape = self.k_shot + self.k_query, self.images[0].shape[1:]
+        for name, images in zip(self.classes, self.images):
             if images.ndim != 4 or images.shape[1:] != shape:
                 raise UserError(f"{name} has images of shape {images.shape}, not (images, C, H, W) with (C, H, W) = {shape} as the first class.")
             if len(images) < needed:
@@ -164,7 +164,7 @@ class EpisodeBuilder(paddle.io.Dataset):
         """
         sets = []
         for number, quarter_turns, chosen in self.draw(index):
-            images = self._images[number][chosen]
+            images = self.images[number][chosen]
             sets.append(rotate(images, quarter_turns) if quarter_turns else images)
         return (*self._finish([images[: self.k_shot] for images in sets]), *self._finish([images[self.k_shot :] for images in sets]))
 
@@ -179,9 +179,9 @@ class EpisodeBuilder(paddle.io.Dataset):
             alphabet = self._alphabets[draws.below(len(self._alphabets))]
             classes = [alphabet[place] for place in draws.choose(len(alphabet), self.n_way)]
         else:
-            classes = draws.choose(len(self._images), self.n_way)
+            classes = draws.choose(len(self.images), self.n_way)
         turns = [draws.below(4) if self.rotations else 0 for _ in classes]
-        return [(number, quarter_turns, draws.choose(len(self._images[number]), self.k_shot + self.k_query))
+        return [(number, quarter_turns, draws.choose(len(self.images[number]), self.k_shot + self.k_query))
                 for number, quarter_turns in zip(classes, turns)]
 
     def _finish(self, images):

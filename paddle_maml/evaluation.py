@@ -34,16 +34,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     Raises:
         Diverged: the loss of an episode is not a finite number.
     """
-    steps = learner.inner_steps if steps is None else steps
-    accuracies, losses = np.zeros((2, episodes, steps + 1))
-    for start in range(0, episodes, batch):
-        indices = ranks.share(range(start, min(start + batch, episodes)))
-        if indices:
-            own = slice(indices[0], indices[-1] + 1)
-            accuracies[own], losses[own] = learner.finetune(*meta_batch(builder, indices), steps=steps)
-        if between:
-            between()
-    accuracies, losses = ranks.sum_array(np.stack([accuracies, losses]))
+    accuracies, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
     if not np.isfinite(losses).all():
         raise Diverged(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
     means, intervals = mean_and_interval(accuracies)
@@ -57,6 +48,21 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         "episodes": episodes,
         "note": NOTE,
     }
+
+
+def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
+    """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k inner steps; arguments as for
+    `evaluate`. Losses that are not finite are left for the caller to see."""
+    steps = learner.inner_steps if steps is None else steps
+    accuracies, losses = np.zeros((2, episodes, steps + 1))
+    for start in range(0, episodes, batch):
+        indices = ranks.share(range(start, min(start + batch, episodes)))
+        if indices:
+            own = slice(indices[0], indices[-1] + 1)
+            accuracies[own], losses[own] = learner.finetune(*meta_batch(builder, indices), steps=steps)
+        if between:
+            between()
+    return ranks.sum_array(np.stack([accuracies, losses]))
 
 
 def mean_and_interval(accuracies):

@@ -22,18 +22,37 @@ def write_whole(path, data):
         Path(path).write_bytes(data)
         return Path(path)
     path = Path(path).resolve()
-    partial = path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8)))
-    try:
-        with open(partial, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-        sync(path.parent)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
+    _write_together({path: data})
     return path
+
+
+def write_together(folder, contents):
+    """Write files that belong together into a folder, which is made if needed: none of them takes its place before all are on the disk.
+
+    Args:
+        folder: path; other files in it stay.
+        contents: dict from name to bytes.
+    """
+    os.makedirs(folder, exist_ok=True)
+    _write_together({Path(folder, name).resolve(): data for name, data in contents.items()})
+
+
+def _write_together(contents):
+    partials = {path: path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8))) for path in contents}
+    try:
+        for path, partial in partials.items():
+            with open(partial, "xb") as file:
+                file.write(contents[path])
+                file.flush()
+                os.fsync(file.fileno())
+        for path, partial in partials.items():
+            os.replace(partial, path)
+        for folder in {path.parent for path in contents}:
+            sync(folder)
+    except BaseException:
+        for partial in partials.values():
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def is_partial(name):

@@ -129,7 +129,7 @@ class MetaLearner(nn.Layer):
             x_spt, y_spt = x_spt.unsqueeze(0), y_spt.unsqueeze(0)
         adapted = []
         for x, y in self._chunks((x_spt, y_spt)):
-            [*_, theta] = self._trajectory(self._ready(x, y), self._start(x.shape[0]), steps)
+            [*_, theta] = self._trajectory(self._inputs(x, y), self._initial(x.shape[0]), steps)
             biases = [parameter.detach().unsqueeze(0).expand([x.shape[0]] + parameter.shape)
                       for name, parameter in self.net.named_parameters() if name.endswith("conv_bias")]
             adapted.append(self.net.unpack(theta, biases))
@@ -150,7 +150,7 @@ class MetaLearner(nn.Layer):
         for x_spt, y_spt, x_qry, y_qry in self._chunks(self._episodes(x_spt, y_spt, x_qry, y_qry)):
             queries = self._queries(x_qry, y_qry)
             scores = [self._score(theta, queries) for theta in
-                      self._trajectory(self._ready(x_spt, y_spt), self._start(x_spt.shape[0]), steps)]
+                      self._trajectory(self._inputs(x_spt, y_spt), self._initial(x_spt.shape[0]), steps)]
             accuracies.append(np.stack([accuracy for accuracy, _ in scores], axis=1))
             losses.append(np.stack([loss for _, loss in scores], axis=1))
         return np.concatenate(accuracies), np.concatenate(losses)
@@ -172,7 +172,7 @@ class MetaLearner(nn.Layer):
             raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
         logits = []
         for x_spt, y_spt, x_qry in self._chunks(self._episodes(x_spt, y_spt, x_qry)):
-            [*_, theta] = self._trajectory(self._ready(x_spt, y_spt), self._start(x_spt.shape[0]), steps)
+            [*_, theta] = self._trajectory(self._inputs(x_spt, y_spt), self._initial(x_spt.shape[0]), steps)
             for task in range(x_spt.shape[0]):
                 own = slice(task, task + 1)
                 with paddle.no_grad():
@@ -228,7 +228,7 @@ class MetaLearner(nn.Layer):
 
     # ------------------------------------------------------------------------------------------------ the inner loop
 
-    def _ready(self, x, y):
+    def _inputs(self, x, y):
         """Images and labels as the network and the loss want them, made once for all inner steps."""
         with paddle.no_grad():
             return self.net.first_windows(x), F.one_hot(y, self.net.n_way).astype(x.dtype)
@@ -236,9 +236,10 @@ class MetaLearner(nn.Layer):
     def _queries(self, x, y):
         """The query sets of a chunk in smaller chunks, each with the slice of tasks that it is of."""
         parts = [slice(start, start + self._query_chunk) for start in range(0, x.shape[0], self._query_chunk)]
-        return [(part, self._ready(x[part], y[part])) for part in parts]
+        return [(part, self._inputs(x[part], y[part])) for part in parts]
 
-    def _start(self, tasks):
+    def _initial(self, tasks):
+        """theta_0: the network's own parameters, packed, for each of so many tasks."""
         with paddle.no_grad():
             return self.net.pack(self.net.parameters(), tasks)
 
@@ -281,22 +282,22 @@ class MetaLearner(nn.Layer):
 
     def _query_gradient(self, theta, queries):
         """Sums over the tasks of loss and accuracy, and the loss's gradient by theta."""
-        losses, hits, gradients = [], [], []
+        losses, accuracies, gradients = [], [], []
         for part, query in queries:
             own = _leaves([p[part] for p in theta])
             with paddle.enable_grad():
                 loss, logits = self._loss(own, query)
                 gradients.append(paddle.grad(loss.sum(), own))
-            losses.append((loss.detach() + _doubt(own)).sum())
-            hits.append(_hits(logits.detach(), query).sum())
-        return sum(losses), sum(hits), [paddle.concat(parts) for parts in zip(*gradients)]
+            losses.append((loss.detach() + _nan_unless_finite(own)).sum())
+            accuracies.append(_accuracies(logits.detach(), query).sum())
+        return sum(losses), sum(accuracies), [paddle.concat(parts) for parts in zip(*gradients)]
 
     def _chunk_gradients(self, x_spt, y_spt, x_qry, y_qry, order, step_weights):
         """Sums over the tasks of a chunk: loss, accuracy, then the meta-gradient of every packed tensor and of the rates."""
-        support, queries = self._ready(x_spt, y_spt), self._queries(x_qry, y_qry)
+        support, queries = self._inputs(x_spt, y_spt), self._queries(x_qry, y_qry)
         graphs = {} if order == 2 else None
-        thetas = list(self._trajectory(support, self._start(x_spt.shape[0]), graphs=graphs))
-        loss, hits, vector = self._query_gradient(thetas[-1], queries)
+        thetas = list(self._trajectory(support, self._initial(x_spt.shape[0]), graphs=graphs))
+        loss, accuracy, vector = self._query_gradient(thetas[-1], queries)
         loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
         rate_gradients = []
         for step in reversed(range(self.inner_steps)):
@@ -316,7 +317,7 @@ class MetaLearner(nn.Layer):
                 step_loss, _, gradient = self._query_gradient(theta, queries)
                 loss = loss + step_loss * step_weights[step]
                 vector = [v + g * step_weights[step] for v, g in zip(vector, gradient)]
-        sums = [loss, hits] + [v.sum(axis=0, keepdim=True) for v in vector]
+        sums = [loss, accuracy] + [v.sum(axis=0, keepdim=True) for v in vector]
         return sums + ([paddle.stack(rate_gradients)] if rate_gradients else [])
 
     def _by_parameter(self, gradients):
@@ -337,8 +338,8 @@ class MetaLearner(nn.Layer):
             for part, query in queries:
                 own = [p[part] for p in theta]
                 loss, logits = self._loss(own, query)
-                accuracies.append(_hits(logits, query).numpy())
-                losses.append((loss + _doubt(own)).numpy())
+                accuracies.append(_accuracies(logits, query).numpy())
+                losses.append((loss + _nan_unless_finite(own)).numpy())
         return np.concatenate(accuracies).astype(np.float64), np.concatenate(losses).astype(np.float64)
 
     # ---------------------------------------------------------------------------------------------------------- input
@@ -347,9 +348,9 @@ class MetaLearner(nn.Layer):
         tensor = images if isinstance(images, paddle.Tensor) else paddle.to_tensor(images)
         tensor = tensor.astype(self.net.linear.weight.dtype)
         self.net.check_images(tensor if tensor.ndim == 5 else tensor.unsqueeze(0))
-        # ReLU and maximum take what is no number for zero: the loss would not show it.
+        # ReLU and maximum take NaN for zero: the loss would not show it.
         if not bool(paddle.isfinite(tensor).all()):
-            raise ValueError("images must hold finite numbers; some are infinite or no numbers")
+            raise ValueError("images must hold finite numbers; some are infinite or NaN")
         return tensor
 
     def _labelled(self, images, labels):
@@ -399,14 +400,14 @@ def _leaves(tensors):
     return leaves
 
 
-def _doubt(theta):
-    """Zero for each task, and no number for one whose parameters are not finite: ReLU and maximum would hide that from its loss."""
+def _nan_unless_finite(theta):
+    """Zero for each task, and NaN for one whose parameters are not finite: ReLU and maximum would hide that from its loss."""
     with paddle.no_grad():
         rows = [p.flatten(1) for p in theta]
         return sum(paddle.matmul(row, paddle.zeros([row.shape[1], 1], row.dtype)) for row in rows).squeeze(1)
 
 
-def _hits(logits, query):
+def _accuracies(logits, query):
     """Accuracy of each task, (T,)."""
     _, targets = query
     return (logits.argmax(axis=-1) == targets.argmax(axis=-1)).astype(logits.dtype).mean(axis=-1)

@@ -1,12 +1,10 @@
-"""Plots and sheets of characters as PNG. Pillow draws them, because the library needs no plotting package otherwise."""
+"""Plots, matrices and sheets of characters, as Pillow images. Pillow draws them, because the library needs no plotting package otherwise."""
 from __future__ import annotations
 
 import io
 
 import numpy as np
 from PIL import Image, ImageDraw
-
-from .files import write_whole
 
 COLOURS = ((31, 97, 166), (214, 96, 20), (60, 140, 60), (120, 120, 120))
 GREY, BLACK = (222, 222, 222), (40, 40, 40)
@@ -16,12 +14,11 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 30, 36  # a panel's margins
 _LEGEND = 20
 
 
-def draw_plots(panels, path, columns):
-    """Write line plots, side by side, to one picture.
+def draw_plots(panels, columns):
+    """Line plots, side by side, as one image.
 
     Args:
-        panels: list of (title, {name of the line: list of (x, y)}, lowest y). The same name has the same colour in every panel.
-        path: of the PNG file.
+        panels: list of (title, {name of the line: list of (x, y)}, lowest y that is shown). The same name has the same colour in every panel.
         columns: panels in a row.
     """
     names = list(dict.fromkeys(name for _, lines, _ in panels for name in lines))
@@ -36,15 +33,14 @@ def draw_plots(panels, path, columns):
     for number, (title, lines, lowest) in enumerate(panels):
         row, column = divmod(number, columns)
         _panel(draw, column * PANEL_WIDTH, row * PANEL_HEIGHT + _LEGEND, title, lines, lowest, colours)
-    save(image, path)
+    return image
 
 
-def draw_curve(rows, path):
-    """Write the course of a run: loss and accuracy in training and validation.
+def draw_curve(rows):
+    """The course of a run as an image: loss and accuracy in training and validation.
 
     Args:
         rows: of metrics.csv, as `reporting.read_metrics` returns them.
-        path: of the PNG file.
     """
     def line(column):
         return [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
@@ -52,16 +48,15 @@ def draw_curve(rows, path):
     accuracies = {"training": line("accuracy"), "validation": line("val_accuracy")}
     # A good run spends most of its time near 1.
     best = max([y for _, y in accuracies["validation"]], default=0)
-    draw_plots([("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
-                ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0)], path, columns=2)
+    return draw_plots([("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
+                       ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0)], columns=2)
 
 
-def draw_sheet(lines, path, zoom=2):
-    """Write lines of small pictures with captions.
+def draw_sheet(lines, zoom=2):
+    """Lines of small pictures with captions, as one image.
 
     Args:
-        lines: list of (caption, list of (uint8 image (H, W), text under it)).
-        path: of the PNG file.
+        lines: list of (caption, list of (uint8 array (H, W), text under it)).
         zoom: screen pixels for a pixel.
     """
     side = zoom * max((image.shape[0] for _, cells in lines for image, _ in cells), default=1)
@@ -75,41 +70,52 @@ def draw_sheet(lines, path, zoom=2):
             picture = Image.fromarray(image).resize((zoom * image.shape[1], zoom * image.shape[0]), Image.NEAREST)
             sheet.paste(picture, (8 + column * (side + 8), top + 18))
             draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
-    save(sheet, path)
+    return sheet
 
 
-def draw_matrix(matrix, groups, path, zoom=2):
-    """Write a square matrix as a picture, white for 0 and dark for its largest entry, with lines between groups of rows.
+def draw_matrix(matrix, names, titles, cell=11):
+    """A square matrix as an image: white for 0 and dark for its largest entry.
 
     Args:
         matrix: float (n, n), not negative.
-        groups: list of (name, size); the sizes add up to n.
-        path: of the PNG file.
-        zoom: screen pixels for an entry.
+        names: of the rows and columns.
+        titles: what the rows are, and what the columns are.
+        cell: height and width of an entry in pixels.
     """
-    size = zoom * len(matrix)
+    size, margin = cell * len(matrix), 12 + 6 * max(map(len, [*names, "columns: " + titles[1]]))
     shade = 255 - np.round(225 * matrix / max(matrix.max(), 1e-12)).astype(np.uint8)
-    picture = Image.fromarray(shade).resize((size, size), Image.NEAREST)
-    margin = 16 + 6 * max(len(name) for name, _ in groups)
-    image = Image.new("RGB", (margin + size + 8, size + 16), "white")
-    image.paste(picture, (margin, 8))
-    draw, start, written = ImageDraw.Draw(image), 0, -12
-    for name, count in groups:
-        place = 8 + zoom * start
+    image = Image.new("RGB", (margin + size + 8, margin + size + 8), "white")
+    image.paste(Image.fromarray(shade).resize((size, size), Image.NEAREST), (margin, margin))
+    draw = ImageDraw.Draw(image)
+    for number in range(len(matrix) + 1):
+        place = margin + cell * number
         draw.line([(margin, place), (margin + size, place)], GREY)
-        draw.line([(margin + zoom * start, 8), (margin + zoom * start, 8 + size)], GREY)
-        if place - written >= 12:
-            draw.text((8, place), name, BLACK)
-            written = place
-        start += count
-    save(image, path)
+        draw.line([(place, margin), (place, margin + size)], GREY)
+    columns = Image.new("RGB", (margin, size), "white")  # turned when all names are there
+    for number, name in enumerate(names):
+        draw.text((margin - 6 - 6 * len(name), margin + cell * number), name, BLACK)
+        ImageDraw.Draw(columns).text((6, cell * number), name, BLACK)
+    image.paste(columns.transpose(Image.ROTATE_90), (margin, 0))
+    for number, line in enumerate([f"rows: {titles[0]}", f"columns: {titles[1]}", f"darkest: {matrix.max():.1%}"]):
+        draw.text((8, 8 + 14 * number), line, BLACK)
+    return image
 
 
-def save(image, path):
-    """Write a Pillow image as PNG, whole or not at all."""
+def stacked(images):
+    """Images under one another, as one."""
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    return whole
+
+
+def png(image):
+    """The bytes of a PNG file."""
     data = io.BytesIO()
     image.save(data, "PNG")
-    write_whole(path, data.getvalue())
+    return data.getvalue()
 
 
 def _panel(draw, left, top, title, lines, lowest, colours):
@@ -122,7 +128,7 @@ def _panel(draw, left, top, title, lines, lowest, colours):
     parts = max(1, -(-(max(y for _, y in points) - lowest) // step))
 
     def place(x, y):
-        share = max(0.0, y - lowest) / (parts * step)
+        share = (y - lowest) / (parts * step)
         return (left + _LEFT + x / x_end * (PANEL_WIDTH - _LEFT - _RIGHT),
                 top + PANEL_HEIGHT - _BOTTOM - share * (PANEL_HEIGHT - _TOP - _BOTTOM))
 
@@ -135,14 +141,22 @@ def _panel(draw, left, top, title, lines, lowest, colours):
         ticks = range(0, x_end + 1, max(1, int(_step(x_end))))
     for x in ticks:
         # Small values lie close together; a label needs some room.
-        if place(x, 0)[0] - drawn >= 10 + 6 * len(str(x)):
-            drawn = place(x, 0)[0]
+        if place(x, lowest)[0] - drawn >= 10 + 6 * len(str(x)):
+            drawn = place(x, lowest)[0]
             _centred(draw, (drawn, place(0, lowest)[1] + 6), str(x))
     for name, line in lines.items():
-        spots = [place(x, y) for x, y in sorted(line)]
-        draw.line(spots, colours[name], 2)
-        for x, y in spots if len(spots) <= 30 else []:
+        line = sorted(line)
+        for one, other in zip(line, line[1:]):
+            if max(one[1], other[1]) > lowest:
+                draw.line([place(*_raised(one, other, lowest)), place(*_raised(other, one, lowest))], colours[name], 2)
+        for x, y in [place(x, y) for x, y in line if y >= lowest] if len(line) <= 30 else []:
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], colours[name])
+
+
+def _raised(point, other, lowest):
+    """A point, or where the line from it to another one, which lies higher, comes to be shown."""
+    (x, y), (other_x, other_y) = point, other
+    return point if y >= lowest else (x + (other_x - x) * (lowest - y) / (other_y - y), lowest)
 
 
 def _step(most):

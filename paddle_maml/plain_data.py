@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import pickletools
 import re
@@ -19,7 +20,8 @@ def read_file(path):
     """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values.
 
     Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may name are the ones that make
-    arrays, which are replaced by our own. Memory is bounded by the file's size: arrays are views of its bytes.
+    arrays, which are replaced by our own. Memory is bounded by the file's size: arrays are views of its bytes, and what
+    pickle's protocol 2 holds as text is turned into bytes once.
 
     Args:
         path: file written by paddle.save or pickle, under any supported Paddle and NumPy.
@@ -30,14 +32,15 @@ def read_file(path):
     """
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_BYTES + 1)
+            size = os.fstat(file.fileno()).st_size  # asked first: a read of at most so many bytes takes their memory at once
+            data = file.read(size) if size <= MAX_BYTES else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(data) > MAX_BYTES:
+    if data is None:
         raise UserError(f"{path} is refused, because it is larger than {MAX_BYTES} bytes.")
     try:
         _check_instructions(data)
-        return _finished(_ArrayUnpickler(io.BytesIO(data)).load())
+        return _finished(_ArrayUnpickler(data).load())
     except _Forbidden as error:
         raise UserError(f"{path} is refused, because it is not plain data: {error}.") from error
     except Exception as error:
@@ -109,11 +112,6 @@ def _scalar(dtype, data):
     return dtype.array(data, ()).item()
 
 
-def _latin1_bytes(text, encoding):
-    """How pickle's protocol 2 writes bytes."""
-    return text.encode("latin1")
-
-
 def _dict(*items):
     if items:
         raise _Forbidden("it holds a dict made from something else")
@@ -143,7 +141,6 @@ _FUNCTIONS = {
     ("numpy", "dtype"): _call(_Dtype),
     ("numpy", "ndarray"): _call(_Ndarray),
     ("collections", "OrderedDict"): _call(_dict),
-    ("_codecs", "encode"): _call(_latin1_bytes),
 }
 for _numpy in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
     _FUNCTIONS[_numpy + ".multiarray", "_reconstruct"] = _call(_Array)
@@ -151,11 +148,24 @@ for _numpy in ("numpy.core", "numpy._core"):  # NumPy 1 and NumPy 2
 
 
 class _ArrayUnpickler(pickle.Unpickler):
+    def __init__(self, data):
+        super().__init__(io.BytesIO(data))
+        self._unspent = len(data)  # bytes that texts may still be turned into
+
     def find_class(self, module, name):
+        if (module, name) == ("_codecs", "encode"):
+            return _call(self._latin1_bytes)
         try:
             return _FUNCTIONS[module, name]
         except KeyError:
             raise _Forbidden(f"it wants to use {module}.{name}") from None
+
+    def _latin1_bytes(self, text, encoding):
+        """How pickle's protocol 2 writes bytes: a text, and this call."""
+        self._unspent -= len(text)
+        if self._unspent < 0:
+            raise _Forbidden("it uses one text many times")
+        return text.encode("latin1")
 
 
 def _finished(value, done=None, depth=0):

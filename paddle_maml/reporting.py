@@ -103,7 +103,7 @@ class Metrics:
         self._writer = require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
-        write_metrics(path, rows)
+        write_whole(path, metrics_file(rows))
         self._file = open(path, "a", newline="", encoding="utf-8")
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
@@ -125,13 +125,13 @@ class Metrics:
             self._writer.close()
 
 
-def write_metrics(path, rows):
-    """Write rows, as `read_metrics` returns them, as a metrics.csv."""
+def metrics_file(rows):
+    """The bytes of a metrics.csv with rows as `read_metrics` returns them."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
     writer.writeheader()
     writer.writerows(rows)
-    write_whole(path, text.getvalue().encode())
+    return text.getvalue().encode()
 
 
 def read_metrics(path):
@@ -174,9 +174,14 @@ def require_visualdl():
     return visualdl
 
 
+def json_file(report):
+    """The bytes of a JSON file that holds a dict of plain values."""
+    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
+
+
 def write_json(path, report):
     """Write a dict of plain values as JSON, whole or not at all."""
-    write_whole(path, (json.dumps(report, indent=2, allow_nan=False) + "\n").encode())
+    write_whole(path, json_file(report))
 
 
 def evaluation_table(result):

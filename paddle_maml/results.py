@@ -13,19 +13,23 @@ from pathlib import Path
 
 from . import checkpoint
 from .errors import UserError
-from .files import write_whole
-from .reporting import CURVE, METRICS, REPORT, read_metrics, write_json, write_metrics
+from .files import write_together
+from .reporting import CURVE, METRICS, REPORT, json_file, metrics_file, read_metrics
 from .settings import CommandLine, settings_from_dict
 
 # Rows of a log that is kept: more do not show in its curve.
 MOST_ROWS = 400
 
+# What is read from reports, and its types.
+_TYPES = {"settings": dict, "test": dict, "validation": dict, "iterations": int, "seed": int, "training_seconds": (int, float), "sha256": str}
+_TEST_TYPES = {"accuracy": (int, float), "interval": (int, float), "episodes": int, "n_way": int, "k_shot": int}
+
 
 def finished_report(run_folder):
-    """The report of a finished run, with the command that makes it again in the place of paths and the like.
+    """The report of a finished run, without what belongs to its machine, and with the command that repeats the run.
 
     Returns:
-        (report, weights): a dict as in report.json and `command`, and the path of the weights that were tested.
+        (report, weights): a dict as in report.json with "command" added, and the path of the weights that were tested.
 
     Raises:
         UserError: the run has not come to its end, or went on after its report.
@@ -36,37 +40,48 @@ def finished_report(run_folder):
     report = read_report(path, "iterations", "validation")
     weights, _ = checkpoint.find_weights(run_folder)
     states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
-    if (states["iteration"], states["best_iteration"]) != (report["iterations"], report["validation"]["iteration"]):
+    if (states.get("iteration"), states.get("best_iteration")) != (report["iterations"], report["validation"].get("iteration")):
         raise UserError(f"The run in {run_folder} went on after its report: let it come to its end.")
     settings = settings_from_dict(report["settings"])
     return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
 
 
 def read_report(path, *names):
-    """The dict in a JSON file that has "settings", "test" and these names; UserError if it is damaged or lacks one of them."""
+    """The dict in a JSON file that has "settings", "test" and these names; UserError if there is none, or if it is damaged."""
+    if not os.path.isfile(path):
+        raise UserError(f"There is no {path}: name the folder of a finished run or of what is kept of one.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
-    if not isinstance(content, dict) or any(name not in content for name in ("settings", "test") + names):
+    wanted = {name: _TYPES[name] for name in ("settings", "test", *names)}
+    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES):
         raise UserError(f"{path} is damaged: get it anew.")
     return content
 
 
+def _has(content, types):
+    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in types.items())
+
+
 def keep(run_folder, folder):
     """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a long log every nth row is
-    kept, and those of validations; raises UserError as `finished_report`."""
+    kept, and those of validations.
+
+    Raises:
+        UserError: as `finished_report`; the log or the curve is missing, or the folder is the run's own.
+    """
     if os.path.realpath(run_folder) == os.path.realpath(folder):
         raise UserError(f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in.")
     report, _ = finished_report(run_folder)
+    for name in (METRICS, CURVE):
+        if not os.path.isfile(os.path.join(run_folder, name)):
+            raise UserError(f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is missing of its end.")
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
     shown = [row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0]
     curve = Path(run_folder, CURVE).read_bytes()
-    os.makedirs(folder, exist_ok=True)
-    write_metrics(os.path.join(folder, METRICS), shown)
-    write_whole(os.path.join(folder, CURVE), curve)
-    write_json(os.path.join(folder, REPORT), report)
+    write_together(folder, {METRICS: metrics_file(shown), CURVE: curve, REPORT: json_file(report)})
 
 
 def table(folders):

@@ -65,7 +65,7 @@ class Settings:
     split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
                                check=_one_of("competition", "vinyals"))
     preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
-    rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes")
+    rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)")
     distortions: int = _setting(0, "distorted copies of each training image, which count as further images of its class (after Koch et al. "
                                 "2015)", "copies", _within(0, 20))
 
@@ -98,7 +98,8 @@ class Settings:
     iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _within(1, 10**9),
                                may_change=True)
     meta_lr: float = _setting(0.001, "learning rate of Adam, the meta-optimizer", check=_positive)
-    meta_lr_schedule: str = _setting("constant", "course of meta_lr; cosine falls to 0 at the end", check=_one_of("constant", "cosine"))
+    meta_lr_schedule: str = _setting("constant", "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ "
+                                   "too)", check=_one_of("constant", "cosine"))
 
     val_every: int = _setting(1000, "distance between validations; the best validated weights are kept", "meta-iterations", _within(1, 10**9))
     val_episodes: int = _setting(200, "episodes of a validation, always the same ones", "episodes", _within(2, 10**6))
@@ -121,7 +122,7 @@ class Settings:
         """Refuse values of the wrong type or range.
 
         Raises:
-            UserError: names the first setting that is wrong, its value, and what is allowed.
+            UserError: names the first setting that is wrong or has no effect, its value, and what is allowed.
         """
         for field in dataclasses.fields(self):
             value, kind = getattr(self, field.name), field.metadata["kind"]
@@ -133,6 +134,13 @@ class Settings:
             wrong = _what_is_wrong(field, value)
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
+        # Who gives these expects an effect.
+        if self.multi_step_iterations and self.inner_steps == 1:
+            raise UserError(f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no earlier loss that could "
+                            "count: leave it out, or raise inner_steps.")
+        if self.first_order_iterations and self.order == 1:
+            raise UserError(f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: leave it out, or set order "
+                            "to 2.")
 
     def as_dict(self):
         """The settings as plain values, for reports and checkpoints."""
@@ -186,10 +194,10 @@ _PAPER = {"architecture": "stride", "rotations": True, "split_rule": "vinyals", 
 _PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
 _PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
 
-# What the literature adds to MAML, as far as it pays in the time a CPU has: the exact gradient through one inner step of learned rates
-# (Antoniou et al. 2019), rotations (Santoro et al. 2016), distorted copies (after Koch et al. 2015) and a cosine schedule; few query images and small
-# meta-batches, which learn most per second. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for
-# prototypical networks.
+# What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine schedule (Antoniou et al. 2019), rotations
+# (Santoro et al. 2016), distorted copies (after Koch et al. 2015). Small meta-batches, and few query images where there are many classes: more steps
+# in the time that a CPU has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for prototypical
+# networks. docs/results.md has what each brings.
 _BEST = {"order": 2, "inner_steps": 1, "inner_lr": 0.1, "learn_inner_lr": True, "rotations": True, "distortions": 8, "meta_lr_schedule": "cosine"}
 _BEST_5WAY = {**_BEST, "n_way": 5, "k_query": 15, "meta_batch": 8, "val_episodes": 500}
 _BEST_20WAY = {**_BEST, "n_way": 20, "k_query": 5, "meta_batch": 4, "val_episodes": 100, "test_episodes": 600}
@@ -218,8 +226,10 @@ PRESETS = {
 
 
 def _in_runs(path):
-    """A run folder of the same name where runs are kept by default."""
-    return "runs/" + os.path.basename(os.path.abspath(path))
+    """A run folder of the same name, or the same checkpoint in it, where runs are kept by default."""
+    parts = os.path.abspath(path).split(os.sep)
+    in_checkpoint = [number for number, part in enumerate(parts) if number and part.startswith("checkpoint-")]
+    return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1:]])
 
 
 def _nearest(name, names):

@@ -18,9 +18,9 @@ from .device import select_device
 from .episodes import EpisodeBuilder, meta_batch
 from .errors import UserError
 from .evaluation import Diverged, evaluate
-from .files import digest, lock_folder
+from .files import digest, lock_folder, write_whole
 from .parallel import Ranks, started_rank
-from .pictures import draw_curve
+from .pictures import draw_curve, png
 from .reporting import CURVE, METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, read_metrics, require_visualdl, write_json
 from .settings import Settings, flag
 
@@ -113,41 +113,31 @@ class _State:
 
 
 class _Run:
+    """A run from its folder's checkpoint, or the beginning, to its report.
+
+    Args:
+        settings: `Settings`.
+        parts: dict from "train", "val" and "test" to `ImageSet`.
+        device: as Paddle names it.
+        stop: a `StopRequest`.
+        ranks: the group of processes.
+        held: an `ExitStack`, left when the run ends: it holds the folder's lock, and removes what a run that never began has written.
+    """
+
     def __init__(self, settings, parts, device, stop, ranks, held):
         self.settings, self.parts, self.device, self.stop, self.ranks = settings, parts, device, stop, ranks
         self.folder = settings.run_folder
-        paddle.seed(settings.seed)
-        self.learner = make_learner(settings, parts["train"])
-        start = None
-        if settings.start_from and not (settings.resume and checkpoint.newest_checkpoint(self.folder)):
-            start = start_weights(settings)
-            with _fresh_weights_are_a_way_out():
-                checkpoint.load_weights(self.learner, start, fit=True)
-        self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
-                                      rotations=settings.rotations)
-        self.val_builder = evaluation_episodes(settings, parts["val"])
-        evaluation_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
-        self.schedule = settings.meta_lr
-        if settings.meta_lr_schedule == "cosine":
-            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
-        self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
-        self.state = _State(start_sha256=digest(start) if start else "")
-        self.saved = None
+        self.state, self.saved = _State(), None
         self.metrics = self.progress = Silence()
-
-        made = not os.path.isdir(self.folder)
-        os.makedirs(self.folder, exist_ok=True)
-        if ranks.leads:
-            held.enter_context(lock_folder(self.folder))
-            refuse_other_run(settings)  # another process may have had the folder since the first look
-            checkpoint.remove_leftovers(self.folder)
+        begins_with = self._make_learner_and_episodes()
+        made = self._take_folder(held)
         newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
         self.fresh = not newest
         if ranks.leads and self.fresh:
             # A run that fails before its first step leaves nothing that would be in the way of the next try.
             held.push(lambda failure, *_: self._remove_what_never_began(failure, made))
         if newest:
-            self._restore(newest)
+            begins_with = f"Continuing {self.folder} after meta-iteration {self._restore(newest)}."
         else:
             self.best = self._weights()
         if not (ranks.agree(self.state.iteration) and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))):
@@ -158,12 +148,43 @@ class _Run:
         if ranks.leads:
             self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
             self.progress = Progress(settings.iterations, self.state.iteration)
-        if newest:
-            self.progress.note(f"Continuing {self.folder} after meta-iteration {self.state.iteration}.")
-        elif start:
-            self.progress.note(f"Starting from {start}.")
+        if begins_with:
+            self.progress.note(begins_with)
+
+    def _make_learner_and_episodes(self):
+        """Learner, meta-optimizer and episodes as a run begins with them; returns a sentence on its first weights, None for fresh ones."""
+        settings, parts, said = self.settings, self.parts, None
+        paddle.seed(settings.seed)
+        self.learner = make_learner(settings, parts["train"])
+        if settings.resume and checkpoint.newest_checkpoint(self.folder):
+            pass  # its weights will take the place of all others
+        elif settings.start_from:
+            weights, known = start_weights(settings)
+            with _fresh_weights_are_a_way_out():
+                checkpoint.load_weights(self.learner, weights, fit=True)
+            self.state.start_sha256 = digest(weights)
+            said = f"Starting from {weights}" + ("." if known else "; which classes these weights were trained on is not known.")
         elif settings.resume:
-            self.progress.note(f"There is no checkpoint in {self.folder} yet: starting from the beginning.")
+            said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
+        self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
+                                      rotations=settings.rotations)
+        self.val_builder = _held_back_episodes(settings, parts["val"])
+        _held_back_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
+        self.schedule = settings.meta_lr
+        if settings.meta_lr_schedule == "cosine":
+            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+        self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
+        return said
+
+    def _take_folder(self, held):
+        """Make and lock the run folder; returns whether it was made."""
+        made = not os.path.isdir(self.folder)
+        os.makedirs(self.folder, exist_ok=True)
+        if self.ranks.leads:
+            held.enter_context(lock_folder(self.folder))
+            refuse_other_run(self.settings)  # another process may have had the folder since the first look
+            checkpoint.remove_leftovers(self.folder)
+        return made
 
     def loop(self):
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""
@@ -191,7 +212,7 @@ class _Run:
         """Test the best weights, write and return the report."""
         settings, state = self.settings, self.state
         checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
-        result = evaluate(self.learner, evaluation_episodes(settings, self.parts["test"]), settings.test_episodes, settings.steps_at_test,
+        result = evaluate(self.learner, _held_back_episodes(settings, self.parts["test"]), settings.test_episodes, settings.steps_at_test,
                           between=self._stop_if_asked, ranks=self.ranks)
         report = {
             "test": describe(result, settings, self.parts["test"], rule, "test"),
@@ -207,7 +228,7 @@ class _Run:
         }
         if self.ranks.leads:
             write_json(os.path.join(self.folder, REPORT), report)
-            draw_curve(read_metrics(os.path.join(self.folder, METRICS)), os.path.join(self.folder, CURVE))
+            write_whole(os.path.join(self.folder, CURVE), png(draw_curve(read_metrics(os.path.join(self.folder, METRICS)))))
         self.progress.note(evaluation_table(report["test"]))
         self.progress.note(f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
                            f"Report: {os.path.join(self.folder, REPORT)}")
@@ -247,7 +268,7 @@ class _Run:
         loss, accuracy = meta_gradient(self.learner, *batch, self.ranks, order=order, step_weights=weights)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
-        # ReLU and maximum take what is no number for zero, so that the loss may look sound when the gradient is not.
+        # ReLU and maximum take NaN for zero, so that the loss may look sound when the gradient is not.
         if not all(bool(paddle.isfinite(parameter.grad).all()) for parameter in self.learner.parameters()):
             raise self._diverged("the meta-gradient is not finite")
         self.optimizer.step()
@@ -292,9 +313,14 @@ class _Run:
         return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
 
     def _restore(self, path):
+        """Take up a checkpoint set; returns the number of meta-iterations done."""
         files = {name: os.path.join(path, name) for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER, checkpoint.STATES)}
         stored, stored_settings = checkpoint.read_states(files[checkpoint.STATES])
         _refuse_other_settings(stored_settings, self.settings)
+        if self.settings.meta_lr_schedule == "cosine" and self.settings.iterations != stored_settings.iterations:
+            raise UserError(f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
+                            f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
+                            f"{flag('start_from')} {shlex.quote(self.folder)}.")
         for field in dataclasses.fields(_State):
             value = stored.get(field.name)
             if type(value) is not type(field.default):
@@ -310,6 +336,7 @@ class _Run:
             optimizer = checkpoint.read_file(files[checkpoint.OPTIMIZER])
             checkpoint.set_optimizer_state(self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER])
         self.saved = (self.state.iteration, self.state.validated)
+        return self.state.iteration
 
     def _stop_if_asked(self):
         if self.ranks.any(self.stop.requested):
@@ -340,22 +367,33 @@ class _Run:
                 os.rmdir(self.folder)
 
 
+def _held_back_episodes(settings, images):
+    """The episodes of validation or test; their number of query images is a setting of its own here."""
+    try:
+        return evaluation_episodes(settings, images)
+    except UserError as error:
+        raise UserError(f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}") from None
+
+
 def start_weights(settings):
-    """The file of weights that a run with these settings starts from, None for fresh ones.
+    """The weights that a run with these settings starts from.
+
+    Returns:
+        (file, known): its path, None for fresh weights, and whether it is known which classes they were trained on.
 
     Raises:
-        UserError: there is none, or the weights were trained on classes that the run holds back.
+        UserError: there is no such file, or the weights were trained on classes that the run holds back.
     """
     if not settings.start_from:
-        return None
+        return None, True
     with _fresh_weights_are_a_way_out():
         weights, trained = pretrained.find_weights(settings.start_from)
-        seen = sum(classes_trained_on(trained, settings, part) for part in ("val", "test"))
+        seen = sum(classes_trained_on(trained, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
                             f"{settings.split_rule} holds back for validation and test: start from weights of that split, or use "
                             f"{flag('split_rule')} {trained.split_rule}.")
-    return weights
+    return weights, trained is not None
 
 
 @contextlib.contextmanager

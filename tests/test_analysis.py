@@ -7,7 +7,7 @@ from PIL import Image
 
 from paddle_maml import EpisodeBuilder, ImageSet, cli
 from paddle_maml import assembly, checkpoint, evaluation
-from paddle_maml.analysis import (ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _confused_pairs, _confusion_rates, _counts, _inner_rates,
+from paddle_maml.analysis import (ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _by_steps, _confused_pairs, _confusion_rates, _counts, _inner_rates,
                                   predict_episodes)
 from test_learner import small_learner
 from tiny_run import options
@@ -37,10 +37,15 @@ def test_accuracies_and_confusions_by_hand():
     for pair in pairs:
         one, other = names.index(pair["class"]), names.index(pair["taken_for"])
         assert (pair["times"], pair["of"]) == (times[one, other], together[one, other])
-    rates, groups = _confusion_rates(result.builder.classes, *_counts(result))
-    assert groups == [("A", 2), ("B", 1)]
-    order = [0, 2, 1]
-    np.testing.assert_allclose(rates, (times / np.maximum(together, 1))[np.ix_(order, order)])
+    # Alphabet A has the classes 0 and 2.
+    rates, alphabets = _confusion_rates(result.builder.classes, *_counts(result))
+    assert alphabets == ["A", "B"]
+
+    def rate(pairs):
+        return sum(times[pair] for pair in pairs) / sum(together[pair] for pair in pairs)
+
+    np.testing.assert_allclose(rates, [[rate([(0, 2), (2, 0)]), rate([(0, 1), (2, 1)])], [rate([(1, 0), (1, 2)]), 0]])
+    assert rates.sum() > 0
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -72,8 +77,8 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     checkpoint.load_weights(learner, weights)
     for row, statistics in zip(by_statistics, ("query", "one", "support")):
         assert row["accuracy"] == predict_episodes(learner, builder, 5, 2, statistics).accuracies.mean()
-    per_step = evaluation.evaluate(learner, builder, 5, 10)["accuracy_per_step"]
-    assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6)
+    per_step = [predict_episodes(learner, builder, 5, steps).accuracies.mean() for steps in range(11)]
+    assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6) and [row["steps"] for row in by_steps] == list(range(11))
     assert len({row["accuracy"] for row in by_statistics + by_steps + analysis["accuracy_by_rate_factor"]}) > 3
     assert 0 < analysis["accuracy_within_alphabets"]["accuracy"] < 1
     worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
@@ -82,6 +87,13 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 2
+
+
+def test_inner_steps_that_diverge_leave_those_before_them():
+    accuracies, losses = np.array([[0.2, 0.5, 0.2], [0.2, 0.7, 0.2]]), np.array([[1, 2, 3], [1, 2, np.nan]])
+    rows = _by_steps(accuracies, losses)
+    assert [row.get("accuracy") for row in rows] == pytest.approx([0.2, 0.6, None])
+    assert "not a finite number" in rows[2]["not_measured"]
 
 
 def test_a_file_is_no_folder(tmp_path, capsys):

@@ -124,6 +124,8 @@ HOSTILE = {
     "many": b"\x80\x04(" + b"]" * 300_000 + b"l.",
     "cycle": b"\x80\x04]\x94h\x00a.",
     "fan-out": b"\x80\x04]" + b"".join(b"\x94(" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"h" + bytes([i]) + b"t" for i in range(19)) + b".",
+    "one text, bytes many times": b"\x80\x02X" + struct.pack("<I", 1000) + b"x" * 1000 + b"q\x00X\x06\x00\x00\x00latin1q\x01c_codecs\nencode\nq\x02("
+                                  + b"h\x02h\x00h\x01\x86R" * 1000 + b"t.",
     "empty": b"",
     "text": b"these are no weights\n",
     "zeros": b"\0" * 1000,
@@ -140,6 +142,13 @@ def test_hostile_files_are_refused(tmp_path, name):
         checkpoint.load_weights(learner, str(path))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert_same(weights_of(learner), before)
+
+
+def test_a_text_is_turned_into_bytes_once(tmp_path):
+    path = tmp_path / "model.pdparams"
+    path.write_bytes(HOSTILE["one text, bytes many times"])
+    with pytest.raises(UserError, match="uses one text many times"):
+        read_file(str(path))
 
 
 @pytest.mark.parametrize("wrap", [lambda call: call, lambda call: {"weight": call}, lambda call: [np.zeros(2), (call,)],

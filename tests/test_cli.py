@@ -9,6 +9,7 @@ import time
 import pytest
 
 from paddle_maml import checkpoint, cli
+from paddle_maml.settings import settings_from_dict
 from tiny_run import ROOT, TINY, call, options
 
 
@@ -76,7 +77,16 @@ def test_resume_takes_the_other_settings_from_the_run(tmp_path, capfd):
     assert "Continuing" in capfd.readouterr().out
     with open(os.path.join(moved, "report.json")) as file:
         settings = json.load(file)["settings"]
-    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1, "device": "auto", "processes": None}
+    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1, "device": "auto", "processes": 1}
+
+
+def test_a_run_knows_where_its_first_weights_are_from_wherever_it_is_resumed(run_folder, tmp_path, monkeypatch):
+    folder, _ = run_folder
+    monkeypatch.chdir(os.path.dirname(folder))
+    assert cli.main_train(options(output=tmp_path / "run", iterations=1, start_from=os.path.basename(folder))) == 0
+    settings = json.loads((tmp_path / "run" / "report.json").read_text())["settings"]
+    assert settings["start_from"] == os.path.abspath(os.path.basename(folder))
+    assert settings_from_dict(settings).command().count(f"--start-from runs/{os.path.basename(folder)} ") == 1
 
 
 @pytest.mark.parametrize("arguments, part", [
@@ -185,7 +195,8 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path)], "which is a folder")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json="], "--json is empty")
     fails(capfd, cli.main_eval, ["--weights", folder, "--episodes", "0"], "--episodes is 0, but must be at least 2")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_query is --test-k-query, 3")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_shot + k_query = 21")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18", "--analyse", str(tmp_path / "new")], "k_shot + k_query = 21")
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none"), "--analyse", str(tmp_path / "new")], "There is no file or folder")
     assert not (tmp_path / "new").exists()
     fails(capfd, cli.main_eval, ["--weights", folder, "--meta-lr", "1"], "unknown option --meta-lr")

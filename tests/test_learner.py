@@ -315,7 +315,7 @@ def test_orders_and_steps_that_there_are_not_are_refused():
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_parameters_that_are_not_finite_show_in_the_loss(order):
-    """ReLU and maximum take what is no number for zero, and the loss of zeros is log(n_way)."""
+    """ReLU and maximum take NaN for zero, and the loss of zeros is log(n_way)."""
     learner, episodes = small_learner(order=order), reference.make_episodes()
     weight = learner.net.block3.conv_weight
     spoiled = weight.numpy()

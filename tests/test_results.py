@@ -69,6 +69,41 @@ def test_a_run_that_went_on_after_its_report_is_refused(run, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("change", [{"settings": []}, {"test": {}}, {"seed": "0"}, {"test": {"accuracy": "high"}}, {"training_seconds": None}])
+def test_damaged_reports_are_one_sentence(run, change):
+    report = json.loads((run / "report.json").read_text())
+    (run / "report.json").write_text(json.dumps({**report, **change}))
+    with pytest.raises(UserError, match="report.json is damaged"):
+        results.table([str(run)])
+
+
+def test_what_is_missing_of_a_run_is_named_and_nothing_is_kept(run, tmp_path):
+    for name in ("metrics.csv", "curve.png"):
+        os.rename(run / name, run / "away")
+        with pytest.raises(UserError, match=f"There is no .*{name}: resume the run"):
+            results.keep(str(run), str(tmp_path / "kept"))
+        os.rename(run / "away", run / name)
+    assert not (tmp_path / "kept").exists()
+
+
+def test_a_disk_that_is_full_leaves_what_was_kept_before(run, tmp_path, monkeypatch):
+    folder = tmp_path / "kept"
+    results.keep(str(run), str(folder))
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(results, "json_file", lambda report: b"other")
+    with pytest.raises(OSError):
+        results.keep(str(run), str(folder))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_the_command_line(tmp_path):
     def call(*arguments):
         return subprocess.run([sys.executable, "-m", "paddle_maml.results", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
@@ -76,7 +111,7 @@ def test_the_command_line(tmp_path):
     done = call("table", "docs/runs/half-hour")
     assert done.returncode == 0 and "| half-hour | 95.89 ± 0.30 | 1000 | 1 | 1000 | 0 |" in done.stdout
     for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"),
-                                (["table", str(tmp_path)], "is damaged"), (["keep", str(tmp_path), "y"], "has not come to its end")]:
+                                (["table", str(tmp_path)], "There is no"), (["keep", str(tmp_path), "y"], "has not come to its end")]:
         failed = call(*arguments)
         assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
     assert not os.path.exists(os.path.join(ROOT, "y"))
@@ -93,6 +128,6 @@ def test_the_page_of_results_has_the_line_of_each_kept_run(folder):
 def test_the_readme_says_what_the_cards_of_the_weights_say():
     section = Path(ROOT, "README.md").read_text(encoding="utf-8").split("## Results")[1].split("## ")[0]
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
-    cards = {name: pretrained.find(name)[2]["test"] for name in pretrained.names()}
+    cards = {name: pretrained.look_up(name)[2]["test"] for name in pretrained.names()}
     assert own == {f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± {100 * card['interval']:.2f}"
                    for card in cards.values()}

@@ -13,7 +13,7 @@ from paddle_maml.reporting import METRICS, REPORT, read_metrics
 from tiny_run import call, options, start
 
 # Every meta-iteration is saved, so that many kills fall into a write.
-RUN = {"iterations": 40, "checkpoint_every": 1, "val_every": 9}
+RUN = {"iterations": 40, "checkpoint_every": 1, "val_every": 9, "meta_lr_schedule": "cosine"}
 
 
 def end_of(folder):

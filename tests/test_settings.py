@@ -57,6 +57,8 @@ def test_options_override_the_preset():
     (["--order", "3"], "must be one of 1, 2"),
     (["--split-rule", "random"], "must be one of competition, vinyals"),
     (["--output", ""], "--output is '', but must not be empty"),
+    (["--first-order-iterations", "9"], "first_order_iterations is 9, but order is 1"),
+    (["--order", "2", "--inner-steps", "1", "--multi-step-iterations", "9"], "multi_step_iterations is 9, but with 1 inner step"),
 ])
 def test_wrong_options_are_errors(arguments, sentence):
     with pytest.raises(UserError) as error:
@@ -92,6 +94,7 @@ def test_the_command_of_settings_is_what_was_typed():
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
         assert settings_from_preset("quickstart", output=output).command() == "python train.py --preset quickstart"
     assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from runs/run")
+    assert settings_from_preset(start_from="/home/me/run/checkpoint-5.1/best.pdparams").command().endswith("--start-from runs/run/checkpoint-5.1/best.pdparams")
     assert settings_from_preset(start_from="5way-1shot").command().endswith("--start-from 5way-1shot")
     arguments = settings.command().split()[2:]
     assert parse(*arguments) == settings.portable() != settings

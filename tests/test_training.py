@@ -150,12 +150,20 @@ def test_learned_rates_are_trained_kept_and_tested_with(tmp_path):
 
 
 def test_a_longer_run_continues_a_finished_one(tmp_path):
-    constant = {"meta_lr_schedule": "constant"}
-    training.train(tiny(tmp_path / "whole", **constant))
-    training.train(tiny(tmp_path / "parts", iterations=10, **constant))  # a multiple of val_every
-    training.train(tiny(tmp_path / "parts", resume=True, checkpoint_every=3, **constant))
+    training.train(tiny(tmp_path / "whole"))
+    training.train(tiny(tmp_path / "parts", iterations=10))  # a multiple of val_every
+    training.train(tiny(tmp_path / "parts", resume=True, checkpoint_every=3))
     assert_same_end(tmp_path / "whole", tmp_path / "parts")
     assert rows(tmp_path / "whole") == rows(tmp_path / "parts")
+
+
+def test_the_length_of_a_cosine_schedule_cannot_be_changed(tmp_path):
+    training.train(tiny(tmp_path, iterations=2, meta_lr_schedule="cosine"))
+    before = final_weights(tmp_path)
+    with pytest.raises(UserError, match="--iterations is 4, but the meta rate of the run .* falls to 0 at 2; .* --start-from "):
+        training.train(tiny(tmp_path, iterations=4, meta_lr_schedule="cosine", resume=True))
+    assert before.keys() == final_weights(tmp_path).keys()
+    training.train(tiny(tmp_path, iterations=2, meta_lr_schedule="cosine", resume=True))
 
 
 def test_a_folder_with_another_run_is_refused(finished):
@@ -433,7 +441,7 @@ def test_presets_start_from_weights_that_are_there_and_fit(name):
     images = assembly.load_images(settings_from_preset("quickstart"))[0]["train"]
     learner = assembly.make_learner(settings, images)
     fresh = learner.state_dict()["linear.weight"].numpy()
-    checkpoint.load_weights(learner, training.start_weights(settings), fit=True)
+    checkpoint.load_weights(learner, training.start_weights(settings)[0], fit=True)
     assert (learner.state_dict()["linear.weight"].numpy() != fresh).all()
 
 
@@ -483,12 +491,13 @@ def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_p
     assert all((weights[checkpoint.BEST][name] == array).all() for name, array in weights[checkpoint.WEIGHTS].items())
 
 
-def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path):
+def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path, capsys):
     folder, _ = finished
     weights = tmp_path / "weights.pdparams"
     with open(checkpoint.find_weights(str(folder))[0], "rb") as file:
         weights.write_bytes(file.read())
     training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=4))
+    assert "not known" in capsys.readouterr().out
     weights.unlink()
     training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=6, resume=True))
     assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["iteration"] == "6"

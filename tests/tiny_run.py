@@ -7,7 +7,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 TINY = {"preset": "quickstart", "width": 4, "k_query": 2, "inner_steps": 2, "meta_batch": 3, "iterations": 12, "val_every": 5, "val_episodes": 4,
         "test_episodes": 6, "test_k_query": 3, "checkpoint_every": 2, "log_every": 3, "seed": 7, "device": "cpu",
-        "processes": 1}
+        "processes": 1, "meta_lr_schedule": "constant"}
 
 
 def options(**changes):

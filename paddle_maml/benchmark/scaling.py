@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from ..pictures import draw_plots
+from ..files import write_whole
+from ..pictures import draw_plots, png
 from .contestants import OURS, VARIANTS, Contestant
 from .measure import LossCheck, make_problem, measure
 
@@ -61,4 +62,4 @@ def draw(rows, path):
                 if row["quantity"] == quantity and row[measure_name] is not None:
                     lines.setdefault(f"order {row['order']}", []).append((row["value"], row[measure_name] / unit))
             panels.append((f"{quantity}: {title}", lines, 0))
-    draw_plots(panels, path, columns=len(quantities))
+    write_whole(path, png(draw_plots(panels, columns=len(quantities))))

@@ -24,8 +24,8 @@ def names():
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
-def find(name):
-    """The weights of a name.
+def look_up(name):
+    """The weights that come with the library under a name.
 
     Returns:
         (file, settings, card): its path, the `Settings` it was trained with, and the card, a dict.
@@ -49,7 +49,7 @@ def find_weights(path_or_name):
         UserError: there are none.
     """
     if path_or_name in names():
-        return find(path_or_name)[:2]
+        return look_up(path_or_name)[:2]
     if not os.path.exists(path_or_name):
         raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: "
                         f"{', '.join(names()) or 'none'}.")
@@ -60,7 +60,7 @@ def add(run_folder, name):
     """Put the best weights of a finished run here, with a card made from its report.
 
     Raises:
-        UserError: the run is not finished, it went on after its report, or the name is none.
+        UserError: the run is not finished, it went on after its report, or the name has other characters than letters, digits, '-' and '.'.
     """
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.'.")
