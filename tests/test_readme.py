@@ -1,4 +1,4 @@
-"""Every command of the README and of docs/results.md is run, the long ones with fewer iterations and small drawn data, and the Python code."""
+"""Every command of the README and of the pages in docs is run, the long ones with fewer iterations and small drawn data, and the Python code."""
 import os
 import re
 import shlex
@@ -11,9 +11,10 @@ import pytest
 
 from tiny_run import ROOT
 
-README, RESULTS = (Path(ROOT, *names).read_text(encoding="utf-8") for names in (["README.md"], ["docs", "results.md"]))
-# Those of docs/results.md go on from runs that the README's made.
-COMMANDS = list(dict.fromkeys(line for block in re.findall(r"```bash\n(.*?)```", README + RESULTS, re.S) for line in block.strip().splitlines()))
+README, *PAGES = (path.read_text(encoding="utf-8") for path in [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))])
+# Those of the pages go on from runs that the README's made.
+COMMANDS = list(dict.fromkeys(line for block in re.findall(r"```bash\n(.*?)```", "".join([README, *PAGES]), re.S)
+                              for line in block.strip().splitlines()))
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
