@@ -1,7 +1,11 @@
 """Fixtures that several test files share."""
 import os
+import signal
 
 import pytest
+
+# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
