@@ -101,12 +101,9 @@ def analyse(learner, settings, images, val_images, announce):
 
 def _by_steps(accuracies, losses):
     """Summaries of the columns, which are after 0, 1, ... inner steps."""
-    def of(step):
-        if not np.isfinite(losses[:, step]).all():
-            raise Diverged("A loss is not a finite number.")
-        return accuracies[:, step]
-
-    return [{"steps": step, **_measured(lambda: of(step))} for step in range(accuracies.shape[1])]
+    finite = np.isfinite(losses).all(axis=0)
+    return [{"steps": step, **(_summary(accuracies[:, step]) if finite[step] else {"not_measured": "A loss is not a finite number."})}
+            for step in range(accuracies.shape[1])]
 
 
 def _measured(accuracies):
@@ -121,7 +118,8 @@ def write_analysis(folder, report, predictions):
     """Write analysis.json, confusion.png and worst.png into a folder, which is made if needed."""
     analysis, builder = report["analysis"], predictions.builder
     rates, alphabets = _confusion_rates(builder.classes, *_counts(predictions))
-    confusion = stacked([draw_matrix(rates, alphabets, ("alphabet of the class", "alphabet that it was taken for")), draw_sheet(_pair_lines(builder, analysis["confused"]))])
+    matrix = draw_matrix(rates, alphabets, ("alphabet of the class", "alphabet that it was taken for"))
+    confusion = stacked([matrix, draw_sheet(_pair_lines(builder, analysis["confused"]))])
     worst = draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in analysis["worst_episodes"]]))
     write_together(folder, {CONFUSION: png(confusion), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)})
 

@@ -204,8 +204,10 @@ def _evaluate(arguments):
     checkpoint.load_weights(learner, weights)
     about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
              "settings": settings.as_dict()}
-    measure = _analyse_into(asked["analyse"]) if asked["analyse"] else _score
-    report = measure(learner, settings, parts, rule, part, about)
+    if asked["analyse"]:
+        report = _analyse(learner, settings, parts, rule, part, about, asked["analyse"])
+    else:
+        report = _score(learner, settings, parts, rule, part, about)
     if asked["json"]:
         write_json(asked["json"], report)
 
@@ -247,17 +249,13 @@ def _score(learner, settings, parts, rule, part, about):
     return report
 
 
-def _analyse_into(folder):
-    """A function like `_score` that prints an analysis and writes it, with pictures, into a folder."""
+def _analyse(learner, settings, parts, rule, part, about, folder):
+    """As `_score`, of an analysis, which is also written, with pictures, into a folder."""
+    from .analysis import analyse, analysis_table, write_analysis
 
-    def measure(learner, settings, parts, rule, part, about):
-        from .analysis import analyse, analysis_table, write_analysis
-
-        analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
-        report = {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}
-        print(analysis_table(analysis))
-        write_analysis(folder, report, predictions)
-        print(f"Pictures and JSON: {folder}")
-        return report
-
-    return measure
+    analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
+    report = {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}
+    print(analysis_table(analysis))
+    write_analysis(folder, report, predictions)
+    print(f"Pictures and JSON: {folder}")
+    return report

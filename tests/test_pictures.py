@@ -29,14 +29,9 @@ def test_a_matrix_of_zeros_is_white():
 
 
 def test_a_line_is_shown_from_where_it_comes_above_the_lowest_value():
-    def leftmost(points, lowest):
-        return pixels(pictures.draw_plots([("", {"line": points}, lowest)], 1), pictures.COLOURS[0])
-
-    low = [(0, 0.0), (100, 0.9), (200, 1.0)]
-    _, (one, _) = pictures._raised((100, 0.9), (0, 0.0), 0.5), pictures._raised((0, 0.0), (100, 0.9), 0.45)
-    assert one == pytest.approx(50)
+    assert pictures._raised((0, 0.0), (100, 0.9), 0.45) == pytest.approx((50, 0.45))
     assert pictures._raised((1, 0.7), (2, 0.2), 0.5) == (1, 0.7)
-    places = leftmost(low, 0.9)
+    places = pixels(pictures.draw_plots([("", {"line": [(0, 0.0), (100, 0.9), (200, 1.0)]}, 0.9)], 1), pictures.COLOURS[0])
     places = places[places[:, 1] > pictures._LEGEND]  # without the legend
     # Nothing of the way from 0 to 0.9, where only the second half of the axis has values, and nothing below the axis.
     width = pictures.PANEL_WIDTH - pictures._LEFT - pictures._RIGHT
