@@ -8,7 +8,7 @@ import dataclasses
 import numpy as np
 
 from .assembly import evaluation_episodes
-from .episodes import EpisodeBuilder, meta_batch
+from .episodes import EpisodeBuilder, alphabet_of, meta_batch
 from .errors import UserError
 from .evaluation import Diverged, mean_and_interval, score_episodes
 from .files import write_together
@@ -193,7 +193,7 @@ def _sentence(pair):
 def _confusion_rates(names, taken, possible):
     """Share of the chances to take a class of one alphabet for another class of one alphabet that were mistakes, (alphabets, alphabets); and
     the alphabets, sorted."""
-    own = [name.split("/")[0] for name in names]
+    own = [alphabet_of(name) for name in names]
     alphabets = sorted(set(own))
     member = np.array([[alphabet == name for name in own] for alphabet in alphabets], np.int64)
     chances = possible * (1 - np.eye(len(names), dtype=np.int64))

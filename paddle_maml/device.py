@@ -81,8 +81,12 @@ def signals_wait():
 def import_paddle():
     """Import Paddle with its signal handlers, which print a stack, taken away.
 
-    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds. UserError if it is not installed.
+    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds. UserError if it is not installed, or if what its
+    launcher leaves in the environment is no number, which it needs to be imported.
     """
+    for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
+        if not os.environ.get(name, "0").isdecimal():
+            raise UserError(f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let paddle.distributed.launch set it.")
     # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
     with signals_wait(), signals_go_to(signal.SIG_DFL):
         try:

@@ -93,6 +93,11 @@ class Draws:
         return pool[:k]
 
 
+def alphabet_of(class_name):
+    """The part of a class's name before "/"."""
+    return class_name.split("/")[0]
+
+
 class EpisodeBuilder(paddle.io.Dataset):
     """Episode i of a seed: the same on every machine, in every process and order of access (the rule stands above).
 
@@ -104,7 +109,7 @@ class EpisodeBuilder(paddle.io.Dataset):
         seed: 0 .. 2**64 - 1.
         rotations: turn each class of an episode by 0, 90, 180 or 270 degrees, which makes four classes of one.
         length: number of episodes, `len()` of the data set.
-        within_alphabet: take all classes of an episode from one alphabet, the part of a class's name before "/".
+        within_alphabet: take all classes of an episode from one alphabet, see `alphabet_of`.
 
     Raises:
         UserError: a number that is not positive, more ways than classes, a class with too few images.
@@ -129,7 +134,7 @@ class EpisodeBuilder(paddle.io.Dataset):
         """Lists of class numbers, one for each alphabet with enough of them."""
         by_alphabet = {}
         for number, name in enumerate(self.classes):
-            by_alphabet.setdefault(name.split("/")[0], []).append(number)
+            by_alphabet.setdefault(alphabet_of(name), []).append(number)
         enough = [numbers for numbers in by_alphabet.values() if len(numbers) >= self.n_way]
         if not enough:
             raise UserError(f"n_way is {self.n_way}, but no alphabet has more than {max(map(len, by_alphabet.values()))} of these classes: lower it.")

@@ -34,8 +34,9 @@ def launched():
 
 
 def started_rank():
-    """The rank that this process was started as, known before it has joined the others."""
-    return int(os.environ.get("PADDLE_TRAINER_ID", "0"))
+    """The rank that this process was started as, known before it has joined the others; 0 for what `import_paddle` refuses."""
+    rank = os.environ.get("PADDLE_TRAINER_ID", "0")
+    return int(rank) if rank.isdecimal() else 0
 
 
 class Ranks:

@@ -9,6 +9,7 @@ import random
 import sys
 from pathlib import Path
 
+from .episodes import alphabet_of
 from .errors import UserError
 from .files import write_whole
 from .omniglot import BACKGROUND, EVALUATION, class_names
@@ -58,19 +59,19 @@ def _vinyals(classes):
     """
     _require_omniglot(classes)
     names = class_names(BACKGROUND) + class_names(EVALUATION)
-    train = [name for name in sorted(names[:1200]) if name.split("/")[0] not in VINYALS_VALIDATION]
-    val = [name for name in names[:1200] if name.split("/")[0] in VINYALS_VALIDATION]
+    train = [name for name in sorted(names[:1200]) if alphabet_of(name) not in VINYALS_VALIDATION]
+    val = [name for name in names[:1200] if alphabet_of(name) in VINYALS_VALIDATION]
     return train, val, names[1200:]
 
 
 def _synthetic(classes):
     """Whole alphabets in sorted order: a fifth for testing, a fifth for validation (at least one each), the rest for training."""
-    alphabets = sorted({name.split("/")[0] for name in classes})
+    alphabets = sorted({alphabet_of(name) for name in classes})
     if len(alphabets) < 3:
         raise UserError(f"The synthetic split needs at least 3 alphabets, one for each part, not {len(alphabets)}.")
     fifth = max(1, len(alphabets) // 5)
     cuts = alphabets[: -2 * fifth], alphabets[-2 * fifth : -fifth], alphabets[-fifth:]
-    return tuple([name for name in sorted(classes) if name.split("/")[0] in part] for part in cuts)
+    return tuple([name for name in sorted(classes) if alphabet_of(name) in part] for part in cuts)
 
 
 RULES = {"competition": _competition, "vinyals": _vinyals, "synthetic": _synthetic}

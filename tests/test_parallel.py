@@ -69,6 +69,15 @@ def test_a_checkpoint_of_one_number_of_processes_resumes_under_another(alone, tm
         np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-3, atol=2e-5, err_msg=name)
 
 
+@pytest.mark.parametrize("name", ["PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"])
+def test_nonsense_in_the_place_of_the_launchers_numbers_is_one_sentence(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
+    monkeypatch.setenv(name, "many")
+    status, _, errors = call("train.py", options(output=str(tmp_path / "run"), **RUN))
+    assert (status, errors.count("\n")) == (2, 1) and f"{name} is 'many', but must be a whole number" in errors
+    assert not (tmp_path / "run").exists()
+
+
 def launch(folder, *more):
     arguments = options(output=str(folder), **RUN)
     position = arguments.index("--processes")
