@@ -8,8 +8,9 @@ import paddle
 from paddle import nn
 
 from . import operators
-from .convolution import Convolution, window_rows
+from .convolution import StridedConvolution, window_rows
 from .windows import TAPS, Windows
+from .winograd import PooledConvolution
 
 BLOCKS = 4
 EPSILON = 1e-5  # of batch norm, as in Paddle's and PyTorch's layers
@@ -65,11 +66,10 @@ class MAML(nn.Layer):
         self._convolutions = []
         size = image_size
         for number in range(BLOCKS):
-            geometry = (size, size, 1, True) if architecture == "pool" else (size, size, 2, False)
-            self._convolutions.append(Convolution(*geometry))
             if number == 0:
-                self._windows = Windows(*geometry)
-            size, _ = self._convolutions[-1].tiles.out_size
+                self._windows = Windows(size, size, stride=1, pool=True) if architecture == "pool" else Windows(size, size, stride=2)
+            self._convolutions.append(PooledConvolution(size, size) if architecture == "pool" else StridedConvolution(size, size))
+            size, _ = self._convolutions[-1].out_size
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")
             self.add_sublayer(f"block{number + 1}", _Block(width if number else in_channels, width))

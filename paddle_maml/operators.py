@@ -7,7 +7,7 @@ create_graph=True)` followed by another `paddle.grad` gives the exact second der
 `paddle.grad` by some of the leaves alone fails in every PyLayer: name all tensors that need a gradient, or call `backward()`.
 
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel (windows.py);
-what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py.
+what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py and winograd.py.
 
 What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says otherwise):
 
@@ -324,7 +324,7 @@ class _ConvolveGradient(PyLayer):
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
         _save(ctx, rows, weight, pooled_grad, mean_grad, variance_grad)
         ctx.context = convolution, images, maps
-        flipped = convolution.transform(weight, "G flipped")
+        flipped = convolution.transform(weight, flipped=True)
         by_rows, by_weight = [], []
         for part in maps:
             total = None
@@ -345,7 +345,7 @@ class _ConvolveGradient(PyLayer):
         convolution, images, maps = ctx.context
         # The derivative of y along (rows_grad, weight_grad).
         factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
-        flipped, flipped_grad = convolution.transform(weight, "G flipped"), convolution.transform(weight_grad, "G flipped")
+        flipped, flipped_grad = convolution.transform(weight, flipped=True), convolution.transform(weight_grad, flipped=True)
         count = images * convolution.pixels
         by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
         for part in maps:
@@ -385,8 +385,8 @@ def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, ima
 
 
 def convolve(rows, weight, convolution, images):
-    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, if the convolution was made for it,
-    2x2 max-pooling.
+    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, after a `PooledConvolution`, 2x2
+    max-pooling.
 
     Args:
         rows: (T, images * H * W, C).

@@ -4,8 +4,9 @@ import paddle
 import pytest
 
 from paddle_maml import convolution, operators
-from paddle_maml.convolution import Convolution, window_rows
+from paddle_maml.convolution import StridedConvolution, window_rows
 from paddle_maml.windows import Windows
+from paddle_maml.winograd import PooledConvolution
 
 STEP = 1e-6
 
@@ -112,7 +113,7 @@ def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
 @pytest.mark.parametrize("constant", ["rows", "weight", "nothing"])
 def test_convolve_of_a_constant_and_with_constant_gradients(float64, constant):
     """A loss that is linear in the outputs, and an input without a gradient: fewer paths to differentiate, the same derivatives."""
-    layer, (rows, weight, left, right) = Convolution(5, 4, pool=True), random_arrays([2, 2 * 20, 2], [2, 18, 3], [2, 2 * 4, 3], [2, 1, 3])
+    layer, (rows, weight, left, right) = PooledConvolution(5, 4), random_arrays([2, 2 * 20, 2], [2, 18, 3], [2, 2 * 4, 3], [2, 1, 3])
     left, right = paddle.to_tensor(left), paddle.to_tensor(right)
 
     def loss(rows, weight):
@@ -137,31 +138,33 @@ def test_convolve_of_a_constant_and_with_constant_gradients(float64, constant):
         np.testing.assert_allclose(product.numpy(), (one.numpy() - other.numpy()) / (2 * STEP), atol=1e-6)
 
 
-GEOMETRIES = [(4, 6, 1, True), (5, 7, 1, True), (3, 4, 1, True), (2, 2, 1, True), (5, 4, 1, False), (5, 6, 2, False), (4, 7, 2, False)]
+LAYERS = [(PooledConvolution, 4, 6), (PooledConvolution, 5, 7), (PooledConvolution, 3, 4), (PooledConvolution, 2, 2), (StridedConvolution, 5, 6),
+          (StridedConvolution, 4, 7), (StridedConvolution, 6, 4), (StridedConvolution, 1, 2)]
 
 
-@pytest.mark.parametrize("height, width, stride, pool", GEOMETRIES)
+@pytest.mark.parametrize("kind, height, width", LAYERS)
 @pytest.mark.parametrize("block_rows", [1, 200, 100000])
-def test_convolve(float64, monkeypatch, height, width, stride, pool, block_rows):
+def test_convolve(float64, monkeypatch, kind, height, width, block_rows):
     monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
-    layer = Convolution(height, width, stride, pool)
+    layer = kind(height, width)
     arrays = random_arrays([2, 3 * height * width, 2], [2, 18, 4])
     check_twice(lambda rows, weight: operators.convolve(rows, weight, layer, 3), arrays)
 
 
-@pytest.mark.parametrize("height, width, stride, pool", GEOMETRIES)
+@pytest.mark.parametrize("kind, height, width", LAYERS)
 @pytest.mark.parametrize("block_rows", [1, 150, 400, 100000])
-def test_convolve_equals_stock_operators(float64, monkeypatch, height, width, stride, pool, block_rows):
+def test_convolve_equals_stock_operators(float64, monkeypatch, kind, height, width, block_rows):
     monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
     x, kernel = random_arrays([3, 5, 2, height, width], [3, 4, 2, 3, 3])
     rows = paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(3, -1, 2))
     weight = paddle.to_tensor(kernel.transpose(0, 3, 4, 2, 1).reshape(3, 18, 4))
     rows.stop_gradient = weight.stop_gradient = False
-    results = operators.convolve(rows, weight, Convolution(height, width, stride, pool), 5)
+    results = operators.convolve(rows, weight, kind(height, width), 5)
     gradients = paddle.grad(sum((result ** 3).sum() for result in results), [rows, weight])
     for task in range(3):
         stock_x, stock_w = leaves([x[task], kernel[task]])
-        whole = paddle.nn.functional.conv2d(stock_x, stock_w, stride=stride, padding=1)
+        pool = kind is PooledConvolution
+        whole = paddle.nn.functional.conv2d(stock_x, stock_w, stride=1 if pool else 2, padding=1)
         pooled = paddle.nn.functional.max_pool2d(whole, 2) if pool else whole
         mean, variance = whole.mean(axis=[0, 2, 3]), whole.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False)
         expected = [pooled.transpose([0, 2, 3, 1]).reshape([-1, 4]), mean.reshape([1, 4]), variance.reshape([1, 4])]
@@ -173,7 +176,7 @@ def test_convolve_equals_stock_operators(float64, monkeypatch, height, width, st
 
 
 def test_convolve_sends_a_tie_to_the_first_corner_only(float64):
-    layer, identity = Convolution(2, 2, pool=True), np.zeros([1, 9, 1])
+    layer, identity = PooledConvolution(2, 2), np.zeros([1, 9, 1])
     identity[0, 4] = 1
     for equal in range(1, 16):
         pixels = [4.0 if equal >> corner & 1 else 0.0 for corner in range(4)]
@@ -191,8 +194,8 @@ def test_the_variance_of_a_nearly_constant_map_does_not_cancel():
     rows = (1000 + random.standard_normal([1, 40 * 16, 1])).astype(np.float32)
     weight = np.zeros([1, 9, 1], np.float32)
     weight[0, 4] = 1
-    _, mean, variance = operators.convolve(paddle.to_tensor(rows), paddle.to_tensor(weight), Convolution(4, 4, stride=1), 40)
-    exact = rows.astype(np.float64)
+    _, mean, variance = operators.convolve(paddle.to_tensor(rows), paddle.to_tensor(weight), StridedConvolution(4, 4), 40)
+    exact = rows.reshape(40, 4, 4)[:, ::2, ::2].astype(np.float64)
     assert mean.item() == pytest.approx(exact.mean(), rel=1e-6)
     assert variance.item() == pytest.approx(exact.var(), rel=1e-4)
 
