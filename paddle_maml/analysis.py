@@ -1,5 +1,5 @@
-"""What one accuracy leaves out: whose statistics batch norm used, how many inner steps of which rate, how alike the classes were, and
-what was mistaken for what."""
+"""What one accuracy leaves out: whose statistics batch norm used, how many inner steps of which rate, how alike the classes were and how
+they were turned, and what was mistaken for what."""
 from __future__ import annotations
 
 import contextlib
@@ -23,6 +23,8 @@ BATCH = 16  # episodes at a time; it changes memory only
 
 BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": "the support set and one query image",
                     "support": "the support set alone"}
+# The code of Finn et al. (2017) turns the classes of a test episode too, each by quarter turns drawn for it.
+ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classes of one alphabet"
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
 
 
@@ -81,7 +83,8 @@ def analyse(learner, settings, images, val_images, announce):
     for statistics, meaning in list(BATCH_STATISTICS.items())[1:]:
         result = accuracy("batch statistics of " + meaning, lambda: builder, statistics=statistics)
         by_statistics.append({"statistics": meaning, **result})
-    one_alphabet = accuracy("classes of one alphabet", lambda: evaluation_episodes(settings, images, within_alphabet=True))
+    rotated = accuracy(ROTATED, lambda: evaluation_episodes(settings, images, rotations=True))
+    one_alphabet = accuracy(ONE_ALPHABET, lambda: evaluation_episodes(settings, images, within_alphabet=True))
     announce(f"inner steps: 0 to {INNER_STEPS}")
     by_steps = _by_steps(*score_episodes(learner, builder, episodes, INNER_STEPS, BATCH))
     by_factor = []
@@ -93,8 +96,8 @@ def analyse(learner, settings, images, val_images, announce):
     return {
         "episodes": episodes, "n_way": settings.n_way, "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": steps,
         "inner_lr": settings.inner_lr, "learn_inner_lr": settings.learn_inner_lr, "seed": settings.seed,
-        "accuracy_by_batch_statistics": by_statistics, "accuracy_within_alphabets": one_alphabet, "accuracy_by_inner_steps": by_steps,
-        "accuracy_by_rate_factor": by_factor, "confused": _confused_pairs(builder.classes, *counts),
+        "accuracy_by_batch_statistics": by_statistics, "accuracy_of_rotated_classes": rotated, "accuracy_within_alphabets": one_alphabet,
+        "accuracy_by_inner_steps": by_steps, "accuracy_by_rate_factor": by_factor, "confused": _confused_pairs(builder.classes, *counts),
         "worst_episodes": [{"episode": int(index), "accuracy": float(predictions.accuracies[index])} for index in worst],
     }, predictions
 
@@ -136,7 +139,8 @@ def analysis_table(analysis):
 
     for row in analysis["accuracy_by_batch_statistics"]:
         add("batch statistics of " + row["statistics"], row)
-    add("classes of one alphabet", analysis["accuracy_within_alphabets"])
+    add(ROTATED, analysis["accuracy_of_rotated_classes"])
+    add(ONE_ALPHABET, analysis["accuracy_within_alphabets"])
     for row in analysis["accuracy_by_inner_steps"]:
         add(f"inner steps: {row['steps']}", row)
     for row in analysis["accuracy_by_rate_factor"]:

@@ -69,9 +69,11 @@ def make_learner(settings, images):
                        learn_inner_lr=settings.learn_inner_lr, adapted=settings.adapted)
 
 
-def evaluation_episodes(settings, images, within_alphabet=False):
-    """The `EpisodeBuilder` of validation and test: images of an `ImageSet`, unrotated, with the number of query images for testing."""
-    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, within_alphabet=within_alphabet)
+def evaluation_episodes(settings, images, rotations=False, within_alphabet=False):
+    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`. The rest is as for `EpisodeBuilder`; validation and
+    test leave it out."""
+    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, rotations=rotations,
+                          within_alphabet=within_alphabet)
 
 
 def environment(device):

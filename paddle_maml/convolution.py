@@ -47,14 +47,18 @@ class Convolution:
     """3x3, padding 1, without bias. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps in reading order, the channels
     of a tap together.
 
-    Attributes:
+    Its *maps* are its output for a block, (tasks, n, D), a row a pixel in an order of its own, in which there may be rows that are no pixel
+    of the output: `sums` leaves them out, and `corners` has those that are pooled.
+
+    Args:
         pixels: of one image's output, before a pooling.
         out_size: height and width, after the pooling if there is one.
+        gathered: input rows that the output for one image is computed from, repetitions counted: they decide how large a block is.
     """
 
     def __init__(self, pixels, out_size, gathered):
         self.pixels, self.out_size = pixels, out_size
-        self._gathered = gathered  # rows for one image
+        self._gathered = gathered
 
     def groups(self, tasks, images):
         """Lists of blocks, each list with all images of the same tasks."""
@@ -66,31 +70,31 @@ class Convolution:
         return [[Block(t, min(tasks, t + together), i, min(images, i + step)) for i in range(0, images, step)]
                 for t in range(0, tasks, together)]
 
-    def transform(self, weight, flipped=False):
-        """A weight as `output` takes it, or, flipped, as `gradient` does; the first axis is that of the tasks."""
+    def transform(self, weight, for_gradient=False):
+        """A weight (T, 9 * C, D) as `output` takes it or, on request, as `gradient` does: (T, ...)."""
         raise NotImplementedError
 
     def transpose_transform(self, by_weight):
-        """From the gradient by the transformed flipped weight to that by the weight, (T, 9 * C, D)."""
+        """From the gradient by the weight as `gradient` takes it, to that by the weight, (T, 9 * C, D)."""
         raise NotImplementedError
 
     def output(self, block, factors, images):
-        """Sum over (rows, transformed weight) of their convolutions, for a block: the maps (tasks, pixels, D), in an order of their own."""
+        """The maps of a block, summed over factors, each (rows, weight as `transform` returns it)."""
         raise NotImplementedError
 
     def gradient(self, block, terms, images):
-        """The two gradients, summed over terms, for a block.
+        """The two gradients for a block, summed over terms.
 
         Args:
-            terms: (the gradient of the maps that `output` returns for the block, the transformed flipped weight, the input rows).
+            terms: each (the gradient of the maps, the weight as `transform` returns it for this, the input rows).
 
         Returns:
-            By the input (tasks, images * H * W, C) and by the transformed flipped weight.
+            By the input (tasks, images * H * W, C), and by the weight as it was taken.
         """
         raise NotImplementedError
 
     def corners(self, maps, block):
-        """Maps as the corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that may be overwritten; without
+        """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that may be overwritten; without
         pooling the maps themselves."""
         return [maps]
 
@@ -99,8 +103,8 @@ class Convolution:
         return corners[0]
 
     def sums(self, maps, block):
-        """Sums over the pixels inside the map: (tasks, 1, D). A product with ones takes a fortieth of the time of a sum over an axis."""
-        return paddle.matmul(paddle.ones([block.tasks, 1, maps.shape[1]], maps.dtype), maps)
+        """Sums over the pixels of the output: (tasks, 1, D)."""
+        return column_sums(maps)
 
 
 class StridedConvolution(Convolution):
@@ -114,11 +118,11 @@ class StridedConvolution(Convolution):
     """
 
     def __init__(self, height, width):
-        self._windows = Windows(height, width, stride=2)
-        pixels = int(np.prod(self._windows.out_size))
-        super().__init__(pixels, self._windows.out_size, TAPS * pixels)
+        self._windows = Windows(height, width, pool=False)
+        pixels = int(np.prod(self._windows.conv_size))
+        super().__init__(pixels, self._windows.conv_size, TAPS * pixels)
 
-    def transform(self, weight, flipped=False):
+    def transform(self, weight, for_gradient=False):
         return weight
 
     def transpose_transform(self, by_weight):
@@ -149,6 +153,11 @@ class StridedConvolution(Convolution):
 
     def _numbers(self, block):
         return _strided_numbers(self._windows, block.tasks, block.images, paddle.get_device())
+
+
+def column_sums(rows):
+    """Sums over the rows of (T, n, C): (T, 1, C). The product with ones takes a fraction of the time of a sum over an axis (operators.py)."""
+    return paddle.matmul(paddle.ones([rows.shape[0], 1, rows.shape[1]], rows.dtype), rows)
 
 
 def add_in_place(total, term):
@@ -185,6 +194,8 @@ def _window_numbers(windows, images, device):
 
 
 class _StridedNumbers(typing.NamedTuple):
+    """The row numbers of `Windows` for some tasks together, as flat tensors; `uses` as a list of them."""
+
     rows: paddle.Tensor
     uses: list
 

@@ -81,8 +81,10 @@ def signals_wait():
 def import_paddle():
     """Import Paddle with its signal handlers, which print a stack, taken away.
 
-    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds. UserError if it is not installed, or if what its
-    launcher leaves in the environment is no number, which it needs to be imported.
+    Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
+
+    Raises:
+        UserError: it is not installed, or would fail of what is in the place of its launcher's numbers in the environment.
     """
     for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
         if not os.environ.get(name, "0").isdecimal():

@@ -63,12 +63,11 @@ class MAML(nn.Layer):
             raise ValueError(f"architecture must be 'pool' or 'stride', not {architecture!r}")
         self.n_way, self.in_channels, self.width = n_way, in_channels, width
         self.image_size, self.architecture = image_size, architecture
-        self._convolutions = []
+        self._windows = Windows(image_size, image_size, pool=architecture == "pool")
+        self._convolutions = []  # that of the first block for its size alone: `_first_block` has the windows
         size = image_size
         for number in range(BLOCKS):
-            if number == 0:
-                self._windows = Windows(size, size, stride=1, pool=True) if architecture == "pool" else Windows(size, size, stride=2)
-            self._convolutions.append(PooledConvolution(size, size) if architecture == "pool" else StridedConvolution(size, size))
+            self._convolutions.append((PooledConvolution if architecture == "pool" else StridedConvolution)(size, size))
             size, _ = self._convolutions[-1].out_size
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")

@@ -26,7 +26,7 @@ import paddle
 import paddle.nn.functional as F
 from paddle.autograd import PyLayer
 
-from .convolution import add_in_place
+from .convolution import add_in_place, column_sums
 
 # Rows of the first layer that are multiplied at once: on a CPU what fits the cache.
 CPU_PRODUCT_ROWS = 2048
@@ -71,22 +71,18 @@ def matmul(a, b, transpose_a=False, transpose_b=False):
     return _Matmul.apply(a, b, transpose_a, transpose_b)
 
 
-def _column_sums(rows):
-    return paddle.matmul(paddle.ones([rows.shape[0], 1, rows.shape[1]], rows.dtype), rows)
-
-
 def _repeat(value, rows):
     """A (T, 1, C) value for every row: the product of equal shapes is five times faster than the broadcast."""
     return paddle.expand(value, rows.shape)
 
 
 class _SumRows(PyLayer):
-    """Stock: a sum over an axis that takes forty times as long."""
+    """Stock: a sum over an axis, which takes sixty times as long."""
 
     @staticmethod
     def forward(ctx, rows):
         ctx.count = rows.shape[1]
-        return _column_sums(rows)
+        return column_sums(rows)
 
     @staticmethod
     def backward(ctx, grad):
@@ -324,7 +320,7 @@ class _ConvolveGradient(PyLayer):
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
         _save(ctx, rows, weight, pooled_grad, mean_grad, variance_grad)
         ctx.context = convolution, images, maps
-        flipped = convolution.transform(weight, flipped=True)
+        flipped = convolution.transform(weight, for_gradient=True)
         by_rows, by_weight = [], []
         for part in maps:
             total = None
@@ -345,7 +341,7 @@ class _ConvolveGradient(PyLayer):
         convolution, images, maps = ctx.context
         # The derivative of y along (rows_grad, weight_grad).
         factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
-        flipped, flipped_grad = convolution.transform(weight, flipped=True), convolution.transform(weight_grad, flipped=True)
+        flipped, flipped_grad = convolution.transform(weight, for_gradient=True), convolution.transform(weight_grad, for_gradient=True)
         count = images * convolution.pixels
         by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
         for part in maps:
@@ -385,8 +381,8 @@ def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, ima
 
 
 def convolve(rows, weight, convolution, images):
-    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, after a `PooledConvolution`, 2x2
-    max-pooling.
+    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, with a `PooledConvolution`,
+    2x2 max-pooling.
 
     Args:
         rows: (T, images * H * W, C).
@@ -394,8 +390,8 @@ def convolve(rows, weight, convolution, images):
         convolution: the layer's `Convolution`.
 
     Returns:
-        The output's pooled map (T, images * pixels, D); mean and biased variance of the output before the pooling, each (T, 1, D). A loss
-        must depend on all three: Paddle 2.6 dies of a segmentation fault where one of a PyLayer's outputs has no gradient.
+        The output after the pooling, (T, images * out_size[0] * out_size[1], D); mean and biased variance of it before the pooling, each
+        (T, 1, D). A loss must depend on all three: Paddle 2.6 dies of a segmentation fault where one of a PyLayer's outputs has no gradient.
     """
     return tuple(_Convolve.apply(rows, weight, convolution, images, paddle.is_grad_enabled()))
 

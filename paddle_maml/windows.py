@@ -35,23 +35,26 @@ class Windows:
 
     Args:
         height, width: the input map, in pixels.
-        stride: 1 or 2.
-        pool: whether a 2x2 max-pool follows.
+        pool: whether a 2x2 max-pool follows; then the stride is 1, else 2.
     """
 
     height: int
     width: int
-    stride: int = 1
-    pool: bool = False
+    pool: bool
 
     @property
-    def out_size(self):
+    def stride(self):
+        """In pixels."""
+        return 1 if self.pool else 2
+
+    @property
+    def conv_size(self):
         """Height and width after the convolution."""
         return (self.height - 1) // self.stride + 1, (self.width - 1) // self.stride + 1
 
     def _pieces(self):
         """For each piece the pixels (pixels, 9) within one image, -1 outside."""
-        conv_height, conv_width = self.out_size
+        conv_height, conv_width = self.conv_size
         row, column = np.divmod(np.arange(conv_height * conv_width), conv_width)
         down, right = np.divmod(np.arange(TAPS), KERNEL)
         taps = _number(row[:, None] * self.stride + down - 1, column[:, None] * self.stride + right - 1, self.height, self.width)
@@ -69,9 +72,11 @@ class Windows:
         """Without pooling, where each input row occurs in the flat `rows`: int32 (most uses of a row, images * height * width); what is left
         over of the columns points after the end of `rows`."""
         [taps] = self._pieces()
-        uses = [np.flatnonzero(taps.ravel() == pixel) for pixel in range(self.height * self.width)]
-        most = max(map(len, uses))
-        table = np.stack([np.pad(places, (0, most - len(places)), constant_values=-1) for places in uses], axis=1)
+        places = np.argsort(taps.ravel(), kind="stable")
+        counts = np.bincount(taps.ravel() + 1, minlength=self.height * self.width + 1)
+        first, counts = np.cumsum(counts)[:-1], counts[1:]  # counts[0] is of what lies outside
+        number = np.arange(counts.max())[:, None]
+        table = np.where(number < counts, places[np.minimum(first + number, taps.size - 1)], -1)
         return _in_images(table, images, taps.size)
 
 

@@ -35,7 +35,8 @@ _CONSTANTS = {"B": np.kron(_B, _B), "G": np.kron(_G, _G), "G flipped": np.kron(_
 
 
 class PooledConvolution(Convolution):
-    """Of stride 1, before a 2x2 max-pool, for which it arranges its maps: corner by corner of the pooling windows.
+    """Of stride 1, before a 2x2 max-pool, for which it arranges its maps: the pixels of all tiles, corner by corner (see `Tiles`). Tiles that
+    reach over the edge have pixels that are not of the output.
 
     Args:
         height, width: the map, in pixels.
@@ -45,10 +46,10 @@ class PooledConvolution(Convolution):
         self._tiles = Tiles(height, width)
         super().__init__(height * width, self._tiles.out_size, POSITIONS * self._tiles.tiles(1))
 
-    def transform(self, weight, flipped=False):
-        """G w at each position: (T, positions, C, D)."""
+    def transform(self, weight, for_gradient=False):
+        """G w at each position, (T, positions, C, D); for the gradient of the taps in reverse order."""
         tasks, rows, depth = weight.shape
-        return _times("G flipped" if flipped else "G", weight.reshape([tasks, TAPS, -1])).reshape([tasks, POSITIONS, rows // TAPS, depth])
+        return _times("G flipped" if for_gradient else "G", weight.reshape([tasks, TAPS, -1])).reshape([tasks, POSITIONS, rows // TAPS, depth])
 
     def transpose_transform(self, by_weight):
         tasks, _, channels, depth = by_weight.shape

@@ -80,10 +80,14 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     per_step = [predict_episodes(learner, builder, 5, steps).accuracies.mean() for steps in range(11)]
     assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6) and [row["steps"] for row in by_steps] == list(range(11))
     assert len({row["accuracy"] for row in by_statistics + by_steps + analysis["accuracy_by_rate_factor"]}) > 3
-    assert 0 < analysis["accuracy_within_alphabets"]["accuracy"] < 1
+    for name, how in (("accuracy_of_rotated_classes", {"rotations": True}), ("accuracy_within_alphabets", {"within_alphabet": True})):
+        other = assembly.evaluation_episodes(settings, parts["test"], **how)
+        assert other.draw(0) != builder.draw(0)
+        assert analysis[name]["accuracy"] == predict_episodes(learner, other, 5, 2).accuracies.mean()
     worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
     assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(by_statistics[0]["accuracy"])
-    assert "support set and one query image" in screen and "classes of one alphabet" in screen and "inner steps: 10" in screen
+    for said in ("support set and one query image", "classes of one alphabet", "classes turned at random", "inner steps: 10"):
+        assert said in screen
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 2
