@@ -83,6 +83,14 @@ def test_an_evaluation_says_when_the_weights_know_the_classes(omniglot, capsys, 
         assert ("were trained on" in capsys.readouterr().out) == said == (json.loads(path.read_text())["classes_trained_on"] > 0)
 
 
+def test_weights_that_others_started_from_are_those_that_come_with_the_library():
+    cards = {name: pretrained.look_up(name)[2] for name in pretrained.names()}
+    started = {name: card["settings"]["start_from"] for name, card in cards.items() if card["settings"]["start_from"] in cards}
+    assert len(started) >= 3
+    for name, start in started.items():
+        assert cards[name]["start_sha256"] == cards[start]["sha256"]
+
+
 @pytest.mark.parametrize("name", pretrained.names())
 def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
     path, settings, card = pretrained.look_up(name)

@@ -11,6 +11,7 @@ import pytest
 from paddle_maml import cli, pretrained, results
 from paddle_maml.errors import UserError
 from paddle_maml.reporting import read_metrics
+from paddle_maml.settings import settings_from_dict
 from tiny_run import ROOT, options
 
 
@@ -123,6 +124,12 @@ KEPT = sorted(str(path) for path in Path(ROOT, "docs", "runs").iterdir())
 @pytest.mark.parametrize("folder", KEPT)
 def test_the_page_of_results_has_the_line_of_each_kept_run(folder):
     assert results.table([folder]).splitlines()[-1] in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("path", [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, pretrained.FOLDER.glob("*.json"))])
+def test_the_commands_beside_results_are_those_of_todays_presets(path):
+    report = json.loads(Path(path).read_text(encoding="utf-8"))
+    assert report["command"] == settings_from_dict(report["settings"]).command()
 
 
 def test_the_readme_says_what_the_cards_of_the_weights_say():

@@ -89,13 +89,13 @@ def test_a_command_can_take_back_what_a_preset_has():
 
 
 def test_the_command_of_settings_is_what_was_typed():
-    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
-    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+    settings = settings_from_preset("best-20way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
+    assert settings.command() == "python train.py --preset best-20way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
         assert settings_from_preset("quickstart", output=output).command() == "python train.py --preset quickstart"
-    assert settings_from_preset(start_from="/home/me/run").command().endswith("--start-from runs/run")
-    assert settings_from_preset(start_from="/home/me/run/checkpoint-5.1/best.pdparams").command().endswith("--start-from runs/run/checkpoint-5.1/best.pdparams")
-    assert settings_from_preset(start_from="5way-1shot").command().endswith("--start-from 5way-1shot")
+    for start, told in (("/home/me/run", "runs/run"), ("/home/me/run/checkpoint-5.1/best.pdparams", "runs/run/checkpoint-5.1/best.pdparams"),
+                        ("5way-1shot", "5way-1shot")):
+        assert settings_from_preset(start_from=start).command().endswith(f"--start-from {told}")
     arguments = settings.command().split()[2:]
     assert parse(*arguments) == settings.portable() != settings
 
