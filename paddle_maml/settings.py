@@ -195,9 +195,9 @@ _PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "m
 _PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
 
 # What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine schedule (Antoniou et al. 2019), rotations
-# (Santoro et al. 2016), distorted copies (after Koch et al. 2015). Small meta-batches, and few query images where there are
-# many classes: more steps in the time that a CPU has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017)
-# do for prototypical networks. docs/results.md has what each brings.
+# (Santoro et al. 2016), distorted copies (after Koch et al. 2015). Small meta-batches, and few query images where there are many classes: more steps
+# in the time that a CPU has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for prototypical
+# networks. docs/results.md has what each brings.
 _BEST = {"order": 2, "inner_steps": 1, "inner_lr": 0.1, "learn_inner_lr": True, "rotations": True, "distortions": 8, "meta_lr_schedule": "cosine"}
 _BEST_5WAY = {**_BEST, "n_way": 5, "k_query": 15, "meta_batch": 8, "val_episodes": 500}
 _BEST_20WAY = {**_BEST, "n_way": 20, "k_query": 5, "meta_batch": 4, "val_episodes": 100, "test_episodes": 600}

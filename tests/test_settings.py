@@ -89,8 +89,8 @@ def test_a_command_can_take_back_what_a_preset_has():
 
 
 def test_the_command_of_settings_is_what_was_typed():
-    settings = settings_from_preset("best-20way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
-    assert settings.command() == "python train.py --preset best-20way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
+    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
         assert settings_from_preset("quickstart", output=output).command() == "python train.py --preset quickstart"
     for start, told in (("/home/me/run", "runs/run"), ("/home/me/run/checkpoint-5.1/best.pdparams", "runs/run/checkpoint-5.1/best.pdparams"),
