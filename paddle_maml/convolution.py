@@ -137,11 +137,13 @@ class StridedConvolution(Convolution):
     def gradient(self, block, terms, images):
         products, by_weight = None, None
         for grad, weight, rows in terms:
-            products = add_in_place(products, paddle.matmul(grad, weight[block.start:block.end], transpose_y=True))
             windows = self._under_the_kernel(block, rows, images)
             by_weight = add_in_place(by_weight, paddle.matmul(windows, grad, transpose_x=True))
+            # The product of a row of zeros is one, too: where a pixel has fewer uses than others.
+            padded = paddle.concat([grad, paddle.zeros([block.tasks, 1, grad.shape[2]], grad.dtype)], axis=1)
+            products = add_in_place(products, paddle.matmul(padded, weight[block.start:block.end], transpose_y=True))
         channels, by_rows = products.shape[2] // TAPS, None
-        source = with_zeros(products.reshape([block.tasks, -1, channels]))
+        source = products.reshape([-1, channels])
         for numbers in self._numbers(block).uses:
             by_rows = add_in_place(by_rows, paddle.gather(source, numbers))
         return by_rows.reshape([block.tasks, -1, channels]), by_weight
@@ -204,5 +206,8 @@ class _StridedNumbers(typing.NamedTuple):
 @functools.lru_cache(maxsize=64)
 def _strided_numbers(windows, tasks, images, device):
     [rows] = windows.rows(images)
+    uses = windows.uses(images)
+    # Of a task's products `rows.size` are of the windows, and TAPS more, which are zeros, follow.
+    of_task = np.arange(tasks)[:, None] * (rows.size + TAPS)
     return _StridedNumbers(of_tasks(rows, images * windows.height * windows.width, tasks),
-                           [of_tasks(numbers, rows.size, tasks) for numbers in windows.uses(images)])
+                           [paddle.to_tensor((of_task + numbers).ravel().astype(np.int32)) for numbers in uses])

@@ -16,12 +16,12 @@ from paddle.autograd import PyLayer
 
 from . import operators
 
-# Tasks that go through the network side by side. On a GPU launches count. On a CPU the small support sets gain by company, but
-# of the large query sets a few stay best in the cache.
-CPU_CHUNK, CPU_QUERY_CHUNK = 8, 2
+# Tasks that go through the network side by side. On a GPU launches count. On a CPU small sets of images gain by company, but
+# of large query sets two stay best in the cache: 150 images of 5-way tasks with 15 a class.
+CPU_CHUNK, CPU_QUERY_CHUNK, CPU_QUERY_IMAGES = 8, 2, 150
 # Second order keeps the parameters after every inner step. Where they are many, half as many tasks take the memory of few steps.
 MANY_STEPS = 8
-GPU_CHUNK = GPU_QUERY_CHUNK = 32
+GPU_CHUNK = 32
 
 # Inner steps, the last ones, whose graph is kept from the way there for the way back; those of others are made again. More would
 # save time and let the memory grow with the steps.
@@ -66,10 +66,9 @@ class MetaLearner(nn.Layer):
         self.net = net
         self.inner_steps, self.inner_lr, self.order = inner_steps, inner_lr, order
         self._adapts = [adapted == "all" or name.startswith("linear.") for name in net.packed_names]
-        on_cpu = paddle.get_device() == "cpu"
+        self._on_cpu = paddle.get_device() == "cpu"
         cpu_chunk = CPU_CHUNK // 2 if inner_steps > MANY_STEPS else CPU_CHUNK
-        self.chunk = chunk or (cpu_chunk if on_cpu else GPU_CHUNK)
-        self._query_chunk = min(self.chunk, CPU_QUERY_CHUNK if on_cpu else GPU_QUERY_CHUNK)
+        self.chunk = chunk or (cpu_chunk if self._on_cpu else GPU_CHUNK)
         self.inner_rates = None
         if learn_inner_lr:
             self.inner_rates = self.create_parameter([inner_steps, len(net.packed_names)],
@@ -235,7 +234,8 @@ class MetaLearner(nn.Layer):
 
     def _queries(self, x, y):
         """The query sets of a chunk in smaller chunks, each with the slice of tasks that it is of."""
-        parts = [slice(start, start + self._query_chunk) for start in range(0, x.shape[0], self._query_chunk)]
+        together = max(CPU_QUERY_CHUNK, CPU_QUERY_IMAGES // x.shape[1]) if self._on_cpu else x.shape[0]
+        parts = [slice(start, start + together) for start in range(0, x.shape[0], together)]
         return [(part, self._inputs(x[part], y[part])) for part in parts]
 
     def _initial(self, tasks):

@@ -113,7 +113,8 @@ class MAML(nn.Layer):
             weight (T, features, n_way) and bias (T, 1, n_way).
         """
         if tasks is not None:
-            params = [p.unsqueeze(0).expand([tasks] + p.shape) for p in params]
+            # Repeated when they are packed: the transposition of a large tensor is slow.
+            return [p.expand([tasks] + p.shape[1:]) for p in self.pack([p.unsqueeze(0) for p in params])]
         packed = []
         for number in range(BLOCKS):
             weight, _, scale, shift = params[4 * number:4 * number + 4]
@@ -193,11 +194,12 @@ class MAML(nn.Layer):
     def _block(self, rows, number, images, moments, weight, scale, shift):
         # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they have a quarter of the
         # pixels left to do. Increasing is batch norm if its scale is not negative; the sign goes into the convolution.
-        sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
-        weight = operators.scale_rows(weight, sign)
+        if self.architecture == "pool":
+            sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
+            weight, scale = operators.scale_rows(weight, sign), scale * sign
         pooled, *own = operators.convolve(rows, weight, self._convolutions[number], images)
         mean, variance = moments or own
-        scale = scale * sign * paddle.rsqrt(variance + EPSILON)
+        scale = scale * paddle.rsqrt(variance + EPSILON)
         return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale)), own
 
     def _features(self, rows, images):
