@@ -6,12 +6,13 @@ import platform
 import numpy as np
 import paddle
 
+from .checkpoint import UNKNOWN
 from .device import cores, processor
 from .episodes import EpisodeBuilder, ImageSet
 from .learner import MetaLearner
 from .network import MAML
 from .omniglot import class_names, load_omniglot
-from .splits import split_classes
+from .splits import RULES, split_classes
 from .synthetic import draw_synthetic
 
 
@@ -45,20 +46,19 @@ def _load(settings, distortions):
     return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
 
 
-def classes_trained_on(trained, settings, part):
-    """How many classes of a part of the split are training classes of another run; None if it is not known.
+def classes_trained_on(origin, settings, part):
+    """How many classes of a part of the split weights were trained on, or those that they started from; None if it is not known.
 
     Args:
-        trained: the `Settings` of that run; None if they are not known.
-        settings: those that say which split is meant.
+        origin: the `Origin` of the weights; None if it is not known.
+        settings: `Settings` that say which split is meant.
         part: "val" or "test".
     """
-    if trained is None:
-        return None
-    if not settings.dataset == trained.dataset == "omniglot":
-        return 0
-    seen, own = (split_classes(class_names(), rule) for rule in (trained.split_rule, settings.split_rule))
-    return len(set(seen["train"]) & set(own[part]))
+    names = [UNKNOWN] if origin is None else origin.trained_on
+    if settings.dataset != "omniglot":
+        return 0 if origin else None
+    seen = {name for rule in RULES if f"omniglot {rule}" in names for name in split_classes(class_names(), rule)["train"]}
+    return len(seen & set(split_classes(class_names(), settings.split_rule)[part])) or (None if UNKNOWN in names else 0)
 
 
 def make_learner(settings, images):

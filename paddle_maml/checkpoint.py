@@ -4,6 +4,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import typing
 import zipfile
 import zlib
 
@@ -12,15 +13,32 @@ import numpy as np
 from . import files
 from .errors import UserError
 from .plain_data import MAX_BYTES, read_file
-from .settings import settings_from_dict
+from .settings import Settings, settings_from_dict
 
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
 
 _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
 _PARTIAL, _REMOVED = ".checkpoint.partial", ".checkpoint.removed"
 
+# In the place of a split's name: of a file on its own nobody knows what it was trained on.
+UNKNOWN = "unknown"
+
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
+
+
+class Origin(typing.NamedTuple):
+    """Where weights come from."""
+
+    settings: Settings  # of their run
+    trained_on: list  # names of splits (`Settings.split`), of their run's and of those of the weights that it started from; or UNKNOWN
+
+
+def origin_of(settings, stored):
+    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older ones know their own split alone."""
+    names = stored.get("trained_on", [settings.split])
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return Origin(settings, names if sound else [UNKNOWN])
 
 
 # ---- a checkpoint set ----
@@ -149,19 +167,22 @@ def find_weights(path):
     Args:
         path: a run folder or a checkpoint folder (their best weights), or a file of weights.
     Returns:
-        (file, settings): settings of the run it belongs to, None for a file on its own.
+        (file, origin): the `Origin` of the run it belongs to, None for a file on its own.
     Raises:
         UserError: there are none.
     """
     if os.path.isdir(path):
         folder = path if os.path.isfile(os.path.join(path, STATES)) else newest_checkpoint(path)
         if folder is None:
-            raise UserError(f"The folder {path} holds no checkpoint.")
+            raise UserError(f"The folder {path} holds no checkpoint: name the folder of a run, or a file of weights.")
         path = os.path.join(folder, BEST)
     elif not os.path.isfile(path):
         raise UserError(f"There is no file or folder {path}.")
     states = os.path.join(os.path.dirname(path), STATES)
-    return path, read_states(states)[1] if os.path.isfile(states) else None
+    if not os.path.isfile(states):
+        return path, None
+    stored, settings = read_states(states)
+    return path, origin_of(settings, stored)
 
 
 # ---- weights into a learner ----
@@ -185,8 +206,9 @@ def load_weights(learner, path, fit=False):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
     if "inner_rates" in content and learner.inner_rates is None:
-        raise UserError(f"{path} holds learned inner rates, which only its run's settings make usable: name the run or checkpoint folder, or use "
-                        "--pretrained; to start from them, train with --learn-inner-lr.")
+        raise UserError(f"{path} holds learned inner rates: " + (
+            "to start from them, train with --learn-inner-lr." if fit else
+            "only its run's settings make them usable, so name the run or checkpoint folder, or weights that come with the library by --pretrained."))
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
     set_weights(layer, _fitted(content, layer) if fit else content, path)
 

@@ -14,7 +14,7 @@ from .errors import UserError
 from .files import check_target
 from .parallel import launched, run_processes, started_rank
 from .reporting import ANALYSIS
-from .settings import PRESETS, CommandLine, Settings, settings_from_dict, settings_from_preset
+from .settings import PRESETS, CommandLine, Settings, flag, settings_from_dict, settings_from_preset
 
 # Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a mistyped option.
 
@@ -65,9 +65,26 @@ def run_command(command, argument):
         return STOPPED
 
 
+@contextlib.contextmanager
 def _stoppable():
     """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who started them."""
-    return contextlib.nullcontext() if launched() else signals_go_to(signal.default_int_handler)
+    if launched():
+        yield
+        return
+    came = []
+
+    def interrupt(number, frame):
+        came.append(number)
+        raise KeyboardInterrupt
+
+    try:
+        with signals_go_to(interrupt):
+            yield
+    except Exception as error:
+        # Where a backward of ours was interrupted, Paddle makes another error of it.
+        if came:
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextlib.contextmanager
@@ -186,22 +203,24 @@ def _evaluate(arguments):
     from .reporting import write_json
 
     name, part = asked["pretrained"], asked["part"]
-    weights, trained = pretrained.look_up(name)[:2] if name else checkpoint.find_weights(asked["weights"])
+    weights, origin = pretrained.look_up(name)[:2] if name else checkpoint.find_weights(asked["weights"])
+    if origin:
+        _refuse_other_network(given, origin.settings)
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    stored = {**(trained or Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
+    stored = {**(origin.settings if origin else Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**stored, **given})
     if settings.learn_inner_lr and "inner_lr" in given:
         raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
     device = select_device(settings.device)
-    seen = assembly.classes_trained_on(trained, settings, part) if part != "train" else 0
-    if seen:
-        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
-    elif seen is None:
-        print("Note: a file of weights on its own does not say which classes they were trained on; if on classes of this split, their "
-              "accuracy on it says little.")
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)
+    seen = assembly.classes_trained_on(origin, settings, part) if part != "train" else 0
+    if seen:
+        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
+    elif seen is None:
+        print("Note: it is not known which classes these weights were trained on, as of any file of weights on its own; if on classes of this "
+              "split, their accuracy on it says little.")
     about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
              "settings": settings.as_dict()}
     if asked["analyse"]:
@@ -210,6 +229,13 @@ def _evaluate(arguments):
         report = _score(learner, settings, parts, rule, part, about)
     if asked["json"]:
         write_json(asked["json"], report)
+
+
+def _refuse_other_network(given, trained):
+    """UserError if the settings that are given are of another network than the one that was trained; the shapes of weights do not tell all."""
+    for name in ("n_way", "architecture", "width", "image_size"):
+        if given.get(name, getattr(trained, name)) != getattr(trained, name):
+            raise UserError(f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out.")
 
 
 def _evaluation_options(arguments):
@@ -226,7 +252,7 @@ def _evaluation_options(arguments):
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse")}
     if bool(asked["weights"]) == bool(asked["pretrained"]):
-        raise UserError("Give either --weights or --pretrained.")
+        raise UserError("Give either --weights or --pretrained, and not an empty one.")
     folder = asked["analyse"]
     if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
         raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")

@@ -70,7 +70,13 @@ def check_target(path, option, may_make_folder=False):
     """
     if not path:
         raise UserError(f"{option} is empty, but must name a file.")
-    if os.path.isdir(path):
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        pass
+    except OSError as error:  # a name too long, a file where a folder should be
+        raise UserError(f"{option} is {path}, where no file can be ({error.strerror}): choose another one.") from None
+    if os.path.isdir(path) or path.endswith(os.sep):
         raise UserError(f"{option} is {path}, which is a folder; name a file.")
     if os.path.exists(path) and not os.path.isfile(path):
         return
@@ -79,8 +85,13 @@ def check_target(path, option, may_make_folder=False):
         folder = os.path.dirname(folder)
     if not os.path.isdir(folder):
         raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"{option} is {path}, but its folder cannot be written to; choose another one.")
+    probe = Path(folder, _PARTIAL.format(name=os.path.basename(path), random=secrets.token_hex(8)))
+    try:
+        with open(probe, "xb"):
+            pass
+        probe.unlink()
+    except OSError as error:
+        raise UserError(f"{option} is {path}, but its folder cannot be written to ({error.strerror}); choose another one.") from None
 
 
 def digest(path):

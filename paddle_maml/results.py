@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import statistics
 import sys
@@ -55,8 +56,12 @@ def read_report(path, *names):
     except (OSError, ValueError):
         content = None
     wanted = {name: _TYPES[name] for name in ("settings", "test", *names)}
-    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES):
+    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES) or not math.isfinite(content["test"]["accuracy"] + content["test"]["interval"]):
         raise UserError(f"{path} is damaged: get it anew.")
+    try:
+        settings_from_dict(content["settings"])
+    except UserError as error:
+        raise UserError(f"{path} is damaged, or of another version of this library ({str(error).rstrip('.')}).") from error
     return content
 
 
@@ -71,6 +76,8 @@ def keep(run_folder, folder):
     Raises:
         UserError: as `finished_report`; the log or the curve is missing, or the folder is the run's own.
     """
+    if not folder:
+        raise UserError("The folder to keep the run in is '': name one.")
     if os.path.realpath(run_folder) == os.path.realpath(folder):
         raise UserError(f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in.")
     report, _ = finished_report(run_folder)
@@ -93,7 +100,7 @@ def table(folders):
     """
     lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
     by_recipe = {}
-    for folder in folders:
+    for folder in dict.fromkeys(folders):
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
         settings, test = settings_from_dict(report["settings"]), report["test"]
         by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append((report["seed"], 100 * test["accuracy"]))

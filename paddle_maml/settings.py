@@ -173,6 +173,11 @@ class Settings:
         return shlex.join(parts)
 
     @property
+    def split(self):
+        """The data set and the rule that divides its classes, such as "omniglot competition"."""
+        return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
+
+    @property
     def steps_at_test(self):
         """Inner steps in validation and test."""
         return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps

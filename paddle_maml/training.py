@@ -97,6 +97,7 @@ class _State:
     """What a checkpoint holds beside weights and moments."""
 
     start_sha256: str = ""  # of the file of weights that the run started from
+    trained_on: list = dataclasses.field(default_factory=list)  # as in `checkpoint.Origin`
     iteration: int = 0  # meta-iterations done
     validated: int = 0  # the meta-iteration of the last validation
     logged: int = 0  # the meta-iteration of the last row of metrics.csv
@@ -159,13 +160,16 @@ class _Run:
         if settings.resume and checkpoint.newest_checkpoint(self.folder):
             pass  # its weights will take the place of all others
         elif settings.start_from:
-            weights, known = start_weights(settings)
+            weights, origin = start_weights(settings)
             with _fresh_weights_are_a_way_out():
                 checkpoint.load_weights(self.learner, weights, fit=True)
             self.state.start_sha256 = digest(weights)
-            said = f"Starting from {weights}" + ("." if known else "; which classes these weights were trained on is not known.")
+            self.state.trained_on = origin.trained_on if origin else [checkpoint.UNKNOWN]
+            unknown = checkpoint.UNKNOWN in self.state.trained_on
+            said = f"Starting from {weights}" + ("; which classes these weights were trained on is not known." if unknown else ".")
         elif settings.resume:
             said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
+        self.state.trained_on = sorted({*self.state.trained_on, settings.split})
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = _held_back_episodes(settings, parts["val"])
@@ -219,6 +223,7 @@ class _Run:
             "validation": {"accuracy": state.best_accuracy, "interval": state.best_interval, "episodes": settings.val_episodes,
                            "iteration": state.best_iteration},
             "start_sha256": state.start_sha256 or None,
+            "trained_on": state.trained_on,
             "iterations": state.iteration,
             "training_seconds": round(state.seconds, 1),
             "processes": self.ranks.size,
@@ -321,9 +326,10 @@ class _Run:
             raise UserError(f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
                             f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
                             f"{flag('start_from')} {shlex.quote(self.folder)}.")
+        stored = {**stored, "trained_on": checkpoint.origin_of(stored_settings, stored).trained_on}
         for field in dataclasses.fields(_State):
             value = stored.get(field.name)
-            if type(value) is not type(field.default):
+            if type(value) is not type(getattr(self.state, field.name)):
                 raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
             setattr(self.state, field.name, value)
         if self.state.iteration > self.settings.iterations:
@@ -379,21 +385,25 @@ def start_weights(settings):
     """The weights that a run with these settings starts from.
 
     Returns:
-        (file, known): its path, None for fresh weights, and whether it is known which classes they were trained on.
+        (file, origin): as of `checkpoint.find_weights`; both None for fresh weights.
 
     Raises:
-        UserError: there is no such file, or the weights were trained on classes that the run holds back.
+        UserError: there is no such file, the weights were trained on classes that the run holds back, or their network is of another
+            architecture.
     """
     if not settings.start_from:
-        return None, True
+        return None, None
     with _fresh_weights_are_a_way_out():
-        weights, trained = pretrained.find_weights(settings.start_from)
-        seen = sum(classes_trained_on(trained, settings, part) or 0 for part in ("val", "test"))
+        weights, origin = pretrained.find_weights(settings.start_from)
+        # Its shapes may be the same.
+        if origin and origin.settings.architecture != settings.architecture:
+            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of {flag('architecture')} "
+                            f"{origin.settings.architecture}: train that.")
+        seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
-                            f"{settings.split_rule} holds back for validation and test: start from weights of that split, or use "
-                            f"{flag('split_rule')} {trained.split_rule}.")
-    return weights, trained is not None
+                            f"{settings.split_rule} holds back for validation and test: start from weights of that split.")
+    return weights, origin
 
 
 @contextlib.contextmanager
@@ -422,4 +432,5 @@ def _refuse_other_settings(old, new):
     for field in dataclasses.fields(Settings):
         before, now = getattr(old, field.name), getattr(new, field.name)
         if before != now and not field.metadata["may_change"]:
+            now, before = ("none" if value is None else value for value in (now, before))
             raise UserError(f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it.")

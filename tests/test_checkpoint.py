@@ -375,7 +375,7 @@ def test_a_bit_that_changed_is_noticed(tmp_path, name):
     settings = settings_from_preset("quickstart").as_dict()
     learner = small_learner()
     path = checkpoint.write_checkpoint(str(tmp_path), 1, weights_of(learner), weights_of(learner), {"steps": 0}, {"iteration": 1, "settings": settings})
-    assert checkpoint.find_weights(str(tmp_path))[1] == settings_from_preset("quickstart")
+    assert checkpoint.find_weights(str(tmp_path))[1] == (settings_from_preset("quickstart"), ["synthetic"])
     file = os.path.join(path, name)
     with open(file, "rb") as opened:
         data = bytearray(opened.read())

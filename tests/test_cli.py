@@ -1,6 +1,7 @@
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -175,6 +176,32 @@ def test_failures_of_the_machine_are_one_sentence(capfd, monkeypatch, error, par
     fails(capfd, cli.main_train, options(), part)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_ctrl_c_in_a_backward_of_ours_ends_as_elsewhere(capfd):
+    import paddle
+    from paddle.autograd import PyLayer
+
+    class Interrupting(PyLayer):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        def backward(ctx, grad):
+            signal.raise_signal(signal.SIGINT)
+            return grad * 1
+
+    def command(argument):
+        x = paddle.ones([1])
+        x.stop_gradient = False
+        Interrupting.apply(x).backward()
+        pytest.fail("nothing was interrupted")
+
+    assert cli.run_command(command, None) == 130
+    # Paddle logs a warning before it, unless `prepare` came before its import.
+    assert capfd.readouterr().err.splitlines()[-1] == "Stopped."
+
+
 def test_errors_of_the_program_are_not_hidden(monkeypatch):
     from paddle_maml import training
 
@@ -194,14 +221,20 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "none" / "x.json")], "folder does not exist")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path)], "which is a folder")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json="], "--json is empty")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "new") + os.sep], "which is a folder")
+    for option in ("--json", "--analyse"):
+        fails(capfd, cli.main_eval, ["--weights", folder, option, str(tmp_path / ("x" * 300))], option, "where no file can be")
     fails(capfd, cli.main_eval, ["--weights", folder, "--episodes", "0"], "--episodes is 0, but must be at least 2")
     fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_shot + k_query = 21")
     fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18", "--analyse", str(tmp_path / "new")], "k_shot + k_query = 21")
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none"), "--analyse", str(tmp_path / "new")], "There is no file or folder")
     assert not (tmp_path / "new").exists()
     fails(capfd, cli.main_eval, ["--weights", folder, "--meta-lr", "1"], "unknown option --meta-lr")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--n-way", "4"], "linear.weight has shape", "n_way")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--width", "8"], "has shape")
+    for option, value, own in (("--n-way", "4", "5"), ("--width", "8", "4"), ("--architecture", "stride", "pool"), ("--image-size", "20", "28")):
+        fails(capfd, cli.main_eval, ["--weights", folder, option, value], f"{option} is {value}, but these weights are of a network with {own}")
+    file = str(tmp_path / "alone.pdparams")
+    shutil.copy(checkpoint.find_weights(folder)[0], file)
+    fails(capfd, cli.main_eval, ["--weights", file, "--dataset", "synthetic", "--width", "8"], "has shape", "check n_way, width")
     hostile = tmp_path / "hostile.pdparams"
     hostile.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     fails(capfd, cli.main_eval, ["--weights", str(hostile), "--dataset", "synthetic"], "is refused")

@@ -28,9 +28,9 @@ def shelf(tmp_path, monkeypatch):
 def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
     run, folder = shelf
     assert pretrained.names() == ["tiny"]
-    path, settings, card = pretrained.look_up("tiny")
+    path, (settings, trained_on), card = pretrained.look_up("tiny")
     report = json.loads((run / "report.json").read_text())
-    assert card["test"] == report["test"] and card["name"] == "tiny"
+    assert card["test"] == report["test"] and card["name"] == "tiny" and trained_on == card["trained_on"] == ["synthetic"]
     assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (4, 2, "runs/run", None)
     weights, _ = checkpoint.find_weights(str(run))
     with open(weights, "rb") as one, open(path, "rb") as other:
@@ -55,7 +55,7 @@ def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
 
 def test_classes_that_weights_were_trained_on_are_counted():
     other, same, drawn = (settings_from_preset(**changes) for changes in ({"split_rule": "vinyals"}, {}, {"dataset": "synthetic"}))
-    trained = settings_from_preset()
+    trained = checkpoint.origin_of(settings_from_preset(), {})
     folder = os.path.join(ROOT, "data", "splits")
     sections = {rule: read_sections(os.path.join(folder, f"{rule}.txt")) for rule in ("competition", "vinyals")}
     for part in ("val", "test"):
@@ -63,6 +63,26 @@ def test_classes_that_weights_were_trained_on_are_counted():
         assert len(shared) == assembly.classes_trained_on(trained, other, part) > 50
         assert assembly.classes_trained_on(trained, same, part) == assembly.classes_trained_on(trained, drawn, part) == 0
     assert assembly.classes_trained_on(None, other, "test") is None
+
+
+def test_classes_that_the_weights_before_were_trained_on_count_too():
+    vinyals, competition = (settings_from_preset(split_rule=rule) for rule in ("vinyals", "competition"))
+    both = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot competition", "omniglot vinyals"]})
+    own = checkpoint.origin_of(competition, {})
+    assert assembly.classes_trained_on(both, vinyals, "test") == assembly.classes_trained_on(own, vinyals, "test") > 0
+    assert assembly.classes_trained_on(checkpoint.origin_of(vinyals, {"trained_on": ["omniglot vinyals", checkpoint.UNKNOWN]}), vinyals, "test") is None
+    assert checkpoint.origin_of(vinyals, {"trained_on": [3]}).trained_on == [checkpoint.UNKNOWN]
+
+
+def test_a_name_that_is_taken_is_refused_and_so_are_strange_ones(shelf):
+    run, folder = shelf
+    before = (folder / "tiny.pdparams").read_bytes()
+    with pytest.raises(UserError, match="tiny.pdparams is there already: choose another name"):
+        pretrained.add(str(run), "tiny")
+    for name in ("__init__", "ü.1", "../x", "a_b", ""):
+        with pytest.raises(UserError, match="must be made of letters"):
+            pretrained.add(str(run), name)
+    assert (folder / "tiny.pdparams").read_bytes() == before and len(list(folder.iterdir())) == 2
 
 
 def read_sections(path):
@@ -93,7 +113,7 @@ def test_weights_that_others_started_from_are_those_that_come_with_the_library()
 
 @pytest.mark.parametrize("name", pretrained.names())
 def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
-    path, settings, card = pretrained.look_up(name)
+    path, (settings, _), card = pretrained.look_up(name)
     parts, _ = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
     checkpoint.load_weights(learner, path)

@@ -1,5 +1,6 @@
 """What is kept of finished runs, and the table of it."""
 import json
+import math
 import os
 import re
 import subprocess
@@ -56,6 +57,7 @@ def test_the_table_has_the_mean_and_spread_of_runs_that_differ_in_their_seeds_al
     assert len(lines) == 2 + 4 + 1
     assert "| 3 runs | mean 37.50, spread 12.50 |" in lines[-1] and "| 0, 1, 2 |" in lines[-1]
     assert len(results.table(folders[::3]).splitlines()) == 2 + 2
+    assert len(results.table(folders[:1] * 2).splitlines()) == 2 + 1
 
 
 def report_command(line):
@@ -70,7 +72,9 @@ def test_a_run_that_went_on_after_its_report_is_refused(run, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("change", [{"settings": []}, {"test": {}}, {"seed": "0"}, {"test": {"accuracy": "high"}}, {"training_seconds": None}])
+@pytest.mark.parametrize("change", [{"settings": []}, {"test": {}}, {"seed": "0"}, {"test": {"accuracy": "high"}}, {"training_seconds": None},
+                                    {"settings": {"breadth": 3}}, {"settings": {"width": "64"}},
+                                    {"test": {"accuracy": math.nan, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}}])
 def test_damaged_reports_are_one_sentence(run, change):
     report = json.loads((run / "report.json").read_text())
     (run / "report.json").write_text(json.dumps({**report, **change}))
@@ -111,7 +115,7 @@ def test_the_command_line(tmp_path):
 
     done = call("table", "docs/runs/half-hour")
     assert done.returncode == 0 and "| half-hour | 95.89 ± 0.30 | 1000 | 1 | 1000 | 0 |" in done.stdout
-    for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"),
+    for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"), (["keep", "x", ""], "is '': name one"),
                                 (["table", str(tmp_path)], "There is no"), (["keep", str(tmp_path), "y"], "has not come to its end")]:
         failed = call(*arguments)
         assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr

@@ -7,6 +7,7 @@ import shutil
 import signal
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -478,7 +479,29 @@ def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path,
     with pytest.raises(UserError, match=sentence):
         training.train(tiny(tmp_path / "run", **held_back))
     assert not (tmp_path / "run").exists()
-    training.train(tiny(tmp_path / "run", **{**held_back, "split_rule": "competition", "iterations": 1, "k_query": 1, "meta_batch": 1}))
+    short = {**held_back, "iterations": 1, "k_query": 1, "meta_batch": 1}
+    training.train(tiny(tmp_path / "run", **{**short, "split_rule": "competition"}))
+    # Drawn characters in between hide nothing.
+    report = training.train(tiny(tmp_path / "drawn", **{**short, "dataset": "synthetic"}))
+    assert report["trained_on"] == ["omniglot competition", "synthetic"]
+    with pytest.raises(UserError, match="were trained on [0-9]+ classes that the split vinyals holds back"):
+        training.train(tiny(tmp_path / "refused", **{**short, "start_from": str(tmp_path / "drawn")}))
+
+
+def test_weights_of_another_architecture_are_refused_though_their_shapes_fit(finished, tmp_path):
+    folder, _ = finished
+    with pytest.raises(UserError, match="a network of --architecture pool: train that; --start-from none"):
+        training.train(tiny(tmp_path / "run", start_from=str(folder), architecture="stride"))
+
+
+def test_what_is_not_known_of_the_first_weights_stays_unknown(finished, tmp_path):
+    folder, _ = finished
+    (tmp_path / "copy.pdparams").write_bytes(Path(checkpoint.find_weights(str(folder))[0]).read_bytes())
+    training.train(tiny(tmp_path / "one", start_from=str(tmp_path / "copy.pdparams"), iterations=1))
+    report = training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=1))
+    assert report["trained_on"] == ["synthetic", checkpoint.UNKNOWN]
+    training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=2, resume=True))
+    assert checkpoint.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
 
 
 def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):

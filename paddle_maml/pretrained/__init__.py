@@ -28,7 +28,7 @@ def look_up(name):
     """The weights that come with the library under a name.
 
     Returns:
-        (file, settings, card): its path, the `Settings` it was trained with, and the card, a dict.
+        (file, origin, card): its path, the `checkpoint.Origin` of the weights, and the card, a dict.
 
     Raises:
         UserError: there is no such name, or the file is not the one that the card describes.
@@ -39,11 +39,11 @@ def look_up(name):
     card = read_report(FOLDER / f"{name}.json", "sha256")
     if not path.is_file() or digest(path) != card["sha256"]:
         raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
-    return str(path), settings_from_dict(card["settings"]), card
+    return str(path), checkpoint.origin_of(settings_from_dict(card["settings"]), card), card
 
 
 def find_weights(path_or_name):
-    """The weights that a name or, where there is no such name, a path stands for: (file, settings) as of `checkpoint.find_weights`.
+    """The weights that a name or, where there is no such name, a path stands for: (file, origin) as of `checkpoint.find_weights`.
 
     Raises:
         UserError: there are none.
@@ -60,10 +60,14 @@ def add(run_folder, name):
     """Put the best weights of a finished run here, with a card made from its report.
 
     Raises:
-        UserError: the run is not finished, it went on after its report, or the name has other characters than letters, digits, '-' and '.'.
+        UserError: the run is not finished, it went on after its report, or the name is taken or has other characters than letters, digits,
+            '-' and '.'.
     """
-    if not re.fullmatch(r"\w[\w.-]*", name):
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
         raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.'.")
+    taken = next((path for path in (FOLDER / f"{name}.pdparams", FOLDER / f"{name}.json") if path.exists()), None)
+    if taken:
+        raise UserError(f"The name is {name!r}, but {taken} is there already: choose another name, or remove the old weights and their card.")
     report, path = finished_report(run_folder)
     weights = write_whole(FOLDER / f"{name}.pdparams", Path(path).read_bytes())
     write_json(FOLDER / f"{name}.json", {"name": name, "sha256": digest(weights), **report})
