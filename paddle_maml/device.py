@@ -28,10 +28,7 @@ def prepare():
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
-    if _is_amd_with_avx2(_cpuinfo()):
-        # The MKL in Paddle's wheels takes its slow path on processors that are not Intel's: matrix products at a quarter of the speed, measured
-        # on an EPYC. 5 is what it calls AVX2; releases of MKL after 2019 do not know the variable.
-        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
+    use_all_of_amd()
     warnings.filterwarnings("ignore", message=".*your CUDA device is not set properly.*")
     warnings.filterwarnings("ignore", message=".*No ccache found.*")
     _keep_freed_memory()
@@ -49,6 +46,15 @@ def _keep_freed_memory():
     if not mallopt(_M_MMAP_THRESHOLD, _GIB):
         mallopt(_M_MMAP_THRESHOLD, 32 << 20)
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
+
+
+def use_all_of_amd():
+    """Have MKL, once it is loaded, use the vector instructions of an AMD processor; a part of `prepare`."""
+    cpuinfo = _cpuinfo()
+    if cpuinfo.get("vendor_id") == "AuthenticAMD" and "avx2" in cpuinfo.get("flags", "").split():
+        # The MKL in Paddle's wheels takes its slow path on processors that are not Intel's, which can double a meta-iteration's time
+        # (docs/speed.md). 5 is what it calls AVX2; releases of MKL after 2019 do not know the variable.
+        os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -123,10 +129,6 @@ def _cpuinfo():
     except OSError:
         return {}
     return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
-
-
-def _is_amd_with_avx2(cpuinfo):
-    return cpuinfo.get("vendor_id") == "AuthenticAMD" and "avx2" in cpuinfo.get("flags", "").split()
 
 
 def gpu_count():

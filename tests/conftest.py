@@ -6,8 +6,8 @@ import pytest
 
 from paddle_maml import device
 
-# As the commands do it, and before any test imports Paddle: on AMD processors its products take a quarter of the time then.
-device.prepare()
+# Before any test imports Paddle. Not all of `prepare`: the commands that tests start would inherit it, and must do it themselves.
+device.use_all_of_amd()
 
 # A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
