@@ -79,17 +79,14 @@ def train(settings):
         refuse_other_run(settings)
     parts, rule = load_training_images(settings)
     with StopRequest() as stop, contextlib.ExitStack() as held:
-        run = _Run(settings, parts, device, stop, ranks, held)
         try:
+            run = _Run(settings, parts, device, stop, ranks, held)
             run.loop()
-            result = run.test(rule)
+            return run.test(rule)
         except UserError:
             if stop.requested and not ranks.leads:
                 raise Interrupted("Stopped because another process failed, which says why.") from None
             raise
-        finally:
-            run.close()
-    return result
 
 
 @dataclasses.dataclass
@@ -122,7 +119,7 @@ class _Run:
         device: as Paddle names it.
         stop: a `StopRequest`.
         ranks: the group of processes.
-        held: an `ExitStack`, left when the run ends: it holds the folder's lock, and removes what a run that never began has written.
+        held: an `ExitStack`, left when the run ends: it closes the log, removes what a run that never began has written, and holds the folder's lock.
     """
 
     def __init__(self, settings, parts, device, stop, ranks, held):
@@ -137,6 +134,7 @@ class _Run:
         if ranks.leads and self.fresh:
             # A run that fails before its first step leaves nothing that would be in the way of the next try.
             held.push(lambda failure, *_: self._remove_what_never_began(failure, made))
+        held.callback(self.close)
         if newest:
             begins_with = f"Continuing {self.folder} after meta-iteration {self._restore(newest)}."
         else:
@@ -362,7 +360,6 @@ class _Run:
     def _remove_what_never_began(self, failure, made):
         if failure is None or issubclass(failure, Interrupted) or self.state.iteration:
             return
-        self.close()
         if self.saved:
             checkpoint.remove_all(self.folder)
             # There was none before: `refuse_other_run`.

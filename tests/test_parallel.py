@@ -9,7 +9,7 @@ import time
 import numpy as np
 import pytest
 
-from paddle_maml import checkpoint
+from paddle_maml import checkpoint, files
 from paddle_maml.parallel import Ranks
 from paddle_maml.plain_data import read_file
 from paddle_maml.reporting import METRICS, read_metrics
@@ -236,3 +236,9 @@ def test_processes_beside_the_launcher_are_refused(tmp_path, monkeypatch):
 def test_failures_are_said_once(alone):
     status, _, errors = call("train.py", options(output=alone, **{**RUN, "processes": 2}))
     assert status == 2 and errors.count("\n") == 1 and "holds a run already" in errors
+
+
+def test_a_failure_of_rank_0_before_the_first_step_is_said_once(alone):
+    with files.lock_folder(alone):
+        status, _, errors = call("train.py", ["--resume", "--output", alone, "--iterations", "8", "--processes", "2"])
+    assert (status, errors.count("\n")) == (2, 1) and "Another process is writing to" in errors
