@@ -1,6 +1,7 @@
 """From settings to the parts of a run: images, episodes, learner; and how results say what they were measured on."""
 from __future__ import annotations
 
+import dataclasses
 import platform
 
 import numpy as np
@@ -12,7 +13,7 @@ from .episodes import EpisodeBuilder, ImageSet
 from .learner import MetaLearner
 from .network import MAML
 from .omniglot import class_names, load_omniglot
-from .splits import RULES, split_classes
+from .splits import OMNIGLOT_RULES, split_classes
 from .synthetic import draw_synthetic
 
 
@@ -54,11 +55,13 @@ def classes_trained_on(origin, settings, part):
         settings: `Settings` that say which split is meant.
         part: "val" or "test".
     """
-    names = [UNKNOWN] if origin is None else origin.trained_on
-    if settings.dataset != "omniglot":
-        return 0 if origin else None
-    seen = {name for rule in RULES if f"omniglot {rule}" in names for name in split_classes(class_names(), rule)["train"]}
-    return len(seen & set(split_classes(class_names(), settings.split_rule)[part])) or (None if UNKNOWN in names else 0)
+    names = set([UNKNOWN] if origin is None else origin.trained_on)
+    rules = {dataclasses.replace(settings, dataset="omniglot", split_rule=rule).trains_on: rule for rule in OMNIGLOT_RULES}
+    held_back = set(split_classes(class_names(), settings.split_rule)[part]) if settings.dataset == "omniglot" else set()
+    seen = {name for known in names & set(rules) for name in split_classes(class_names(), rules[known])["train"]} & held_back
+    # Drawn characters are none of Omniglot's, and always divided in the same way.
+    sure = names <= {*rules, dataclasses.replace(settings, dataset="synthetic").trains_on}
+    return len(seen) or (0 if sure else None)
 
 
 def make_learner(settings, images):

@@ -20,7 +20,7 @@ WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "m
 _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
 _PARTIAL, _REMOVED = ".checkpoint.partial", ".checkpoint.removed"
 
-# In the place of a split's name: of a file on its own nobody knows what it was trained on.
+# In the place of what weights were trained on: of a file on its own nobody knows it.
 UNKNOWN = "unknown"
 
 # paddle.save adds this entry to a state_dict.
@@ -31,14 +31,15 @@ class Origin(typing.NamedTuple):
     """Where weights come from."""
 
     settings: Settings  # of their run
-    trained_on: list  # names of splits (`Settings.split`), of their run's and of those of the weights that it started from; or UNKNOWN
+    trained_on: list  # what their run trains on (`Settings.trains_on`), and what the weights that it started from were trained on; or UNKNOWN
 
 
 def origin_of(settings, stored):
-    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older ones know their own split alone."""
-    names = stored.get("trained_on", [settings.split])
+    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older ones do not say what the weights
+    that they started from were trained on."""
+    names = stored.get("trained_on", [UNKNOWN] if stored.get("start_sha256") else [])
     sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return Origin(settings, names if sound else [UNKNOWN])
+    return Origin(settings, sorted({settings.trains_on, *(names if sound else [UNKNOWN])}))
 
 
 # ---- a checkpoint set ----

@@ -232,7 +232,8 @@ def _evaluate(arguments):
 
 
 def _refuse_other_network(given, trained):
-    """UserError if the settings that are given are of another network than the one that was trained; the shapes of weights do not tell all."""
+    """UserError if the settings that are given are of another network than the one that was trained; the shapes of weights do not tell all.
+    Training may go on with images of another size (`training.start_weights`), but testing with them says nothing of what was trained."""
     for name in ("n_way", "architecture", "width", "image_size"):
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out.")

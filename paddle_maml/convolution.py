@@ -196,7 +196,8 @@ def _window_numbers(windows, images, device):
 
 
 class _StridedNumbers(typing.NamedTuple):
-    """The row numbers of `Windows` for some tasks together, as flat tensors; `uses` as a list of them."""
+    """The numbers of `Windows` for some tasks together, as flat tensors: `rows` of pixels, `uses`, a list, of products with a kernel's taps,
+    where TAPS rows of zeros follow those of each task."""
 
     rows: paddle.Tensor
     uses: list

@@ -87,11 +87,13 @@ def check_target(path, option, may_make_folder=False):
         raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
     probe = Path(folder, _PARTIAL.format(name=os.path.basename(path), random=secrets.token_hex(8)))
     try:
-        with open(probe, "xb"):
-            pass
-        probe.unlink()
+        try:
+            with open(probe, "xb"):
+                pass
+        finally:
+            probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{option} is {path}, but its folder cannot be written to ({error.strerror}); choose another one.") from None
+        raise UserError(f"{option} is {path}, but no file can be written there ({error.strerror}); choose another one.") from None
 
 
 def digest(path):

@@ -39,8 +39,8 @@ class MetaLearner(nn.Layer):
         inner_steps: gradient steps K of the adaptation.
         inner_lr: the inner learning rate, on the mean cross-entropy of the support set.
         order: 2 for the exact meta-gradient, 1 for the first-order approximation.
-        chunk: tasks computed side by side; by default 8 on a CPU (4 with many inner steps, of the query sets 2) and 32 on
-            a GPU. It changes time and memory only.
+        chunk: tasks computed side by side; by default 8 on a CPU (4 with many inner steps) and 32 on a GPU. It changes time and memory
+            only. On a CPU the query sets of a chunk follow each other where they are large.
         learn_inner_lr: learn one inner rate for every parameter tensor and step, all starting at `inner_lr` (Antoniou et al.
             2019, "LSLR"; Li et al. 2017 learn one for each weight). They are in `inner_rates`, (K, tensors).
         adapted: "all", or "head": the inner loop changes the linear layer alone (Raghu et al. 2020, ANIL); the meta-gradient still

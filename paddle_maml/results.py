@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import statistics
 import sys
@@ -56,7 +55,7 @@ def read_report(path, *names):
     except (OSError, ValueError):
         content = None
     wanted = {name: _TYPES[name] for name in ("settings", "test", *names)}
-    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES) or not math.isfinite(content["test"]["accuracy"] + content["test"]["interval"]):
+    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES):
         raise UserError(f"{path} is damaged: get it anew.")
     try:
         settings_from_dict(content["settings"])
@@ -66,7 +65,12 @@ def read_report(path, *names):
 
 
 def _has(content, types):
-    return isinstance(content, dict) and all(isinstance(content.get(name), kind) for name, kind in types.items())
+    return isinstance(content, dict) and all(isinstance(content.get(name), kind) and _is_usual(content[name]) for name, kind in types.items())
+
+
+def _is_usual(value):
+    """Whether a value, if it is a number, is one that arithmetic takes: JSON has NaN, and whole numbers that no float holds."""
+    return not isinstance(value, (int, float)) or abs(value) < 1e15
 
 
 def keep(run_folder, folder):
@@ -100,7 +104,7 @@ def table(folders):
     """
     lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
     by_recipe = {}
-    for folder in dict.fromkeys(folders):
+    for folder in {os.path.realpath(folder): folder for folder in folders}.values():
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
         settings, test = settings_from_dict(report["settings"]), report["test"]
         by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append((report["seed"], 100 * test["accuracy"]))
@@ -109,7 +113,7 @@ def table(folders):
                      f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |")
     for settings, runs in by_recipe.items():
         seeds, accuracies = zip(*sorted(runs))
-        if len(runs) > 1:
+        if len(set(seeds)) == len(runs) > 1:  # a run beside a copy of it says nothing of seeds
             mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
             seeds = ", ".join(map(str, seeds))
             lines.append(f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |")

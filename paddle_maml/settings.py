@@ -169,12 +169,12 @@ class Settings:
             if field.metadata["kind"] is bool:
                 parts.append(flag(field.name) if value else flag("no_" + field.name))
             else:
-                parts += [flag(field.name), _NOTHING if value is None else str(value)]
+                parts += [flag(field.name), NOTHING if value is None else str(value)]
         return shlex.join(parts)
 
     @property
-    def split(self):
-        """The data set and the rule that divides its classes, such as "omniglot competition"."""
+    def trains_on(self):
+        """The data set and the rule that divides its classes, such as "omniglot competition": it says which classes training sees."""
         return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
 
     @property
@@ -318,7 +318,7 @@ class CommandLine(argparse.ArgumentParser):
 
 
 # What is typed for None, where a preset or the run that is resumed has a value.
-_NOTHING = "none"
+NOTHING = "none"
 
 
 def _reader(option, field):
@@ -326,7 +326,7 @@ def _reader(option, field):
     kind = field.metadata["kind"]
 
     def read(text):
-        if text == _NOTHING and field.default is None:
+        if text == NOTHING and field.default is None:
             return None
         value = os.path.expanduser(text) if field.metadata["unit"].startswith("path") else kind(text)
         wrong = _what_is_wrong(field, value)

@@ -75,6 +75,7 @@ def _synthetic(classes):
 
 
 RULES = {"competition": _competition, "vinyals": _vinyals, "synthetic": _synthetic}
+OMNIGLOT_RULES = ("competition", "vinyals")
 
 
 def _require_omniglot(classes):
@@ -101,7 +102,7 @@ def _main(arguments):
     parser = CommandLine(prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists.")
     parser.add_argument("folder")
     folder = parser.parse(arguments)["folder"]
-    for rule in ("competition", "vinyals"):
+    for rule in OMNIGLOT_RULES:
         write_whole(Path(folder, f"{rule}.txt"), format_split(rule).encode("utf-8"))
 
 

@@ -78,15 +78,16 @@ def train(settings):
     if ranks.leads:
         refuse_other_run(settings)
     parts, rule = load_training_images(settings)
-    with StopRequest() as stop, contextlib.ExitStack() as held:
-        try:
+    stop = StopRequest()
+    try:
+        with stop, contextlib.ExitStack() as held:
             run = _Run(settings, parts, device, stop, ranks, held)
             run.loop()
             return run.test(rule)
-        except UserError:
-            if stop.requested and not ranks.leads:
-                raise Interrupted("Stopped because another process failed, which says why.") from None
-            raise
+    except UserError:
+        if stop.requested and not ranks.leads:
+            raise Interrupted("Stopped because another process failed, which says why.") from None
+        raise
 
 
 @dataclasses.dataclass
@@ -152,7 +153,7 @@ class _Run:
 
     def _make_learner_and_episodes(self):
         """Learner, meta-optimizer and episodes as a run begins with them; returns a sentence on its first weights, None for fresh ones."""
-        settings, parts, said = self.settings, self.parts, None
+        settings, parts, said, before = self.settings, self.parts, None, []
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
         if settings.resume and checkpoint.newest_checkpoint(self.folder):
@@ -162,12 +163,12 @@ class _Run:
             with _fresh_weights_are_a_way_out():
                 checkpoint.load_weights(self.learner, weights, fit=True)
             self.state.start_sha256 = digest(weights)
-            self.state.trained_on = origin.trained_on if origin else [checkpoint.UNKNOWN]
-            unknown = checkpoint.UNKNOWN in self.state.trained_on
+            before = origin.trained_on if origin else [checkpoint.UNKNOWN]
+            unknown = checkpoint.UNKNOWN in before
             said = f"Starting from {weights}" + ("; which classes these weights were trained on is not known." if unknown else ".")
         elif settings.resume:
             said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
-        self.state.trained_on = sorted({*self.state.trained_on, settings.split})
+        self.state.trained_on = checkpoint.origin_of(settings, {"trained_on": before}).trained_on
         self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
                                       rotations=settings.rotations)
         self.val_builder = _held_back_episodes(settings, parts["val"])

@@ -221,8 +221,9 @@ def test_learned_rates_need_the_settings_of_their_run(tmp_path):
     paddle.save(learned.state_dict(), path)
     checkpoint.load_weights(fresh, path)
     assert_same(weights_of(fresh), weights_of(learned))
-    with pytest.raises(UserError, match="learned inner rates"):
-        checkpoint.load_weights(small_learner(), path)
+    for fit, way_out in ((False, "name the run or checkpoint folder"), (True, "to start from them, train with --learn-inner-lr")):
+        with pytest.raises(UserError, match=f"learned inner rates: .*{way_out}"):
+            checkpoint.load_weights(small_learner(), path, fit=fit)
 
 
 @pytest.mark.parametrize("kind", ["npz", "list"])

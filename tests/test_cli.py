@@ -225,6 +225,8 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "new") + os.sep], "which is a folder")
     for option in ("--json", "--analyse"):
         fails(capfd, cli.main_eval, ["--weights", folder, option, str(tmp_path / ("x" * 300))], option, "where no file can be")
+    # Short enough for a name, too long for that of the file that is renamed to it.
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / ("x" * 240))], "no file can be written there (File name too long)")
     fails(capfd, cli.main_eval, ["--weights", folder, "--episodes", "0"], "--episodes is 0, but must be at least 2")
     fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_shot + k_query = 21")
     fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18", "--analyse", str(tmp_path / "new")], "k_shot + k_query = 21")

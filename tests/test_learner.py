@@ -241,15 +241,19 @@ def test_state_is_the_networks_and_the_rates():
 
 
 def test_chunks_do_not_change_the_result(float64, monkeypatch):
-    gradients = []
+    results = []
     # The last has its query sets in parts of their own.
     for chunk, query_images in ((1, 150), (2, 150), (5, 150), (5, 1)):
         monkeypatch.setattr(learner_module, "CPU_QUERY_IMAGES", query_images)
-        learner = small_learner(order=2, inner_steps=2, chunk=chunk)
-        learner.meta_loss(*reference.make_episodes())[0].backward()
-        gradients.append(learner.net.block3.conv_weight.grad.numpy())
-    for gradient in gradients[1:]:
-        np.testing.assert_allclose(gradient, gradients[0], rtol=1e-9, atol=1e-14)
+        learner = small_learner(order=2, inner_steps=2, chunk=chunk, learn_inner_lr=True)
+        scores = learner.finetune(*reference.make_episodes())
+        loss, accuracy = learner.meta_loss(*reference.make_episodes(), step_weights=[0.0, 0.3, 0.7])
+        loss.backward()
+        results.append([loss.numpy(), accuracy.numpy(), *scores, *(p.grad.numpy() for p in learner.parameters())])
+    assert len({accuracy for accuracy in results[0][2][:, -1]}) > 1  # tasks in another order would show
+    for result in results[1:]:
+        for ours, first in zip(result, results[0]):
+            np.testing.assert_allclose(ours, first, rtol=1e-9, atol=1e-14)
 
 
 def test_a_loss_that_is_scaled_scales_the_gradient():

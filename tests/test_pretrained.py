@@ -62,7 +62,7 @@ def test_classes_that_weights_were_trained_on_are_counted():
         shared = set(sections["competition"]["train"]) & set(sections["vinyals"][part])
         assert len(shared) == assembly.classes_trained_on(trained, other, part) > 50
         assert assembly.classes_trained_on(trained, same, part) == assembly.classes_trained_on(trained, drawn, part) == 0
-    assert assembly.classes_trained_on(None, other, "test") is None
+        assert assembly.classes_trained_on(None, other, part) is assembly.classes_trained_on(None, drawn, part) is None
 
 
 def test_classes_that_the_weights_before_were_trained_on_count_too():
@@ -70,19 +70,51 @@ def test_classes_that_the_weights_before_were_trained_on_count_too():
     both = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot competition", "omniglot vinyals"]})
     own = checkpoint.origin_of(competition, {})
     assert assembly.classes_trained_on(both, vinyals, "test") == assembly.classes_trained_on(own, vinyals, "test") > 0
-    assert assembly.classes_trained_on(checkpoint.origin_of(vinyals, {"trained_on": ["omniglot vinyals", checkpoint.UNKNOWN]}), vinyals, "test") is None
-    assert checkpoint.origin_of(vinyals, {"trained_on": [3]}).trained_on == [checkpoint.UNKNOWN]
+    for more in (checkpoint.UNKNOWN, "omniglot of another version"):
+        origin = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot vinyals", more]})
+        assert assembly.classes_trained_on(origin, vinyals, "test") is None
+
+
+@pytest.mark.parametrize("stored, more", [
+    ({}, []), ({"start_sha256": "0" * 64}, [checkpoint.UNKNOWN]), ({"start_sha256": "0" * 64, "trained_on": ["omniglot vinyals"]}, []),
+    ({"trained_on": ["synthetic"]}, ["synthetic"]), ({"trained_on": []}, []), ({"trained_on": [3]}, [checkpoint.UNKNOWN]),
+    ({"trained_on": "omniglot competition"}, [checkpoint.UNKNOWN])])
+def test_a_runs_own_split_is_known_whatever_it_says_of_the_weights_before(stored, more):
+    assert checkpoint.origin_of(settings_from_preset(split_rule="vinyals"), stored).trained_on == sorted(["omniglot vinyals", *more])
+
+
+def test_the_weights_that_come_with_the_library_know_what_they_were_trained_on():
+    assert all(pretrained.look_up(name)[1].trained_on == ["omniglot competition"] for name in pretrained.names())
 
 
 def test_a_name_that_is_taken_is_refused_and_so_are_strange_ones(shelf):
     run, folder = shelf
     before = (folder / "tiny.pdparams").read_bytes()
-    with pytest.raises(UserError, match="tiny.pdparams is there already: choose another name"):
-        pretrained.add(str(run), "tiny")
-    for name in ("__init__", "ü.1", "../x", "a_b", ""):
+    for taken, gone in (("pdparams", None), ("json", "pdparams")):
+        if gone:
+            (folder / f"tiny.{gone}").rename(folder / "away")
+        with pytest.raises(UserError, match=f"tiny.{taken} is there already: choose another name"):
+            pretrained.add(str(run), "tiny")
+    (folder / "away").rename(folder / "tiny.pdparams")
+    for name in ("__init__", "ü.1", "../x", "a_b", "", "none"):
         with pytest.raises(UserError, match="must be made of letters"):
             pretrained.add(str(run), name)
     assert (folder / "tiny.pdparams").read_bytes() == before and len(list(folder.iterdir())) == 2
+
+
+def test_a_disk_that_is_full_leaves_no_weights_without_a_card(shelf, monkeypatch):
+    run, folder = shelf
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError):
+        pretrained.add(str(run), "other")
+    assert sorted(path.name for path in folder.iterdir()) == ["tiny.json", "tiny.pdparams"]
 
 
 def read_sections(path):

@@ -57,7 +57,9 @@ def test_the_table_has_the_mean_and_spread_of_runs_that_differ_in_their_seeds_al
     assert len(lines) == 2 + 4 + 1
     assert "| 3 runs | mean 37.50, spread 12.50 |" in lines[-1] and "| 0, 1, 2 |" in lines[-1]
     assert len(results.table(folders[::3]).splitlines()) == 2 + 2
-    assert len(results.table(folders[:1] * 2).splitlines()) == 2 + 1
+    results.keep(str(run), str(tmp_path / "kept"))
+    assert len(results.table([str(run), str(tmp_path / "kept")]).splitlines()) == 2 + 2
+    assert len(results.table([folders[0], folders[0], os.path.join(folders[0], "")]).splitlines()) == 2 + 1
 
 
 def report_command(line):
@@ -74,6 +76,8 @@ def test_a_run_that_went_on_after_its_report_is_refused(run, tmp_path):
 
 @pytest.mark.parametrize("change", [{"settings": []}, {"test": {}}, {"seed": "0"}, {"test": {"accuracy": "high"}}, {"training_seconds": None},
                                     {"settings": {"breadth": 3}}, {"settings": {"width": "64"}},
+                                    {"iterations": 10**20}, {"training_seconds": 10**400},
+                                    {"test": {"accuracy": 10**400, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}},
                                     {"test": {"accuracy": math.nan, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}}])
 def test_damaged_reports_are_one_sentence(run, change):
     report = json.loads((run / "report.json").read_text())
@@ -128,6 +132,14 @@ KEPT = sorted(str(path) for path in Path(ROOT, "docs", "runs").iterdir())
 @pytest.mark.parametrize("folder", KEPT)
 def test_the_page_of_results_has_the_line_of_each_kept_run(folder):
     assert results.table([folder]).splitlines()[-1] in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
+
+
+def test_the_pages_have_the_mean_and_spread_of_the_three_seeds():
+    folders = [os.path.join(ROOT, "docs", "runs", "best-5way-1shot" + suffix) for suffix in ("", "-seed1", "-seed2")]
+    last = results.table(folders).splitlines()[-1]
+    assert last in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
+    mean, spread = re.search(r"mean ([\d.]+), spread ([\d.]+)", last).groups()
+    assert f"a mean of {mean} and a spread of {spread} " in Path(ROOT, "README.md").read_text(encoding="utf-8").replace("\n", " ")
 
 
 @pytest.mark.parametrize("path", [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, pretrained.FOLDER.glob("*.json"))])

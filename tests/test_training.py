@@ -504,6 +504,14 @@ def test_what_is_not_known_of_the_first_weights_stays_unknown(finished, tmp_path
     assert checkpoint.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
 
 
+def test_a_run_of_a_version_that_did_not_say_what_it_was_trained_on_goes_on(tmp_path):
+    training.train(tiny(tmp_path / "run", iterations=2))
+    path = os.path.join(checkpoint.newest_checkpoint(str(tmp_path / "run")), checkpoint.STATES)
+    states = {name: value for name, value in read_file(path).items() if name != "trained_on"}
+    paddle.save(states, path)
+    assert training.train(tiny(tmp_path / "run", iterations=3, resume=True))["trained_on"] == ["synthetic"]
+
+
 def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):
     def stopped(run):
         if run.state.iteration == 3:

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from .. import checkpoint
 from ..errors import UserError
-from ..files import digest, write_whole
-from ..reporting import write_json
+from ..files import digest, write_together
+from ..reporting import json_file
 from ..results import finished_report, read_report
-from ..settings import settings_from_dict
+from ..settings import NOTHING, settings_from_dict
 
 FOLDER = Path(__file__).parent
 
@@ -61,13 +61,13 @@ def add(run_folder, name):
 
     Raises:
         UserError: the run is not finished, it went on after its report, or the name is taken or has other characters than letters, digits,
-            '-' and '.'.
+            '-' and '.', or stands for no weights.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name):
-        raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.'.")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name) or name == NOTHING:
+        raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.', and not be {NOTHING!r}.")
     taken = next((path for path in (FOLDER / f"{name}.pdparams", FOLDER / f"{name}.json") if path.exists()), None)
     if taken:
-        raise UserError(f"The name is {name!r}, but {taken} is there already: choose another name, or remove the old weights and their card.")
+        raise UserError(f"The name is {name!r}, but {taken} is there already: choose another name, or remove what there is of the old one.")
     report, path = finished_report(run_folder)
-    weights = write_whole(FOLDER / f"{name}.pdparams", Path(path).read_bytes())
-    write_json(FOLDER / f"{name}.json", {"name": name, "sha256": digest(weights), **report})
+    card = json_file({"name": name, "sha256": digest(path), **report})
+    write_together(FOLDER, {f"{name}.pdparams": Path(path).read_bytes(), f"{name}.json": card})
