@@ -26,6 +26,7 @@ BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": 
 # The code of Finn et al. (2017) turns the classes of a test episode too, each by quarter turns drawn for it.
 ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classes of one alphabet"
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
+NO_MISTAKE = "no query image was taken for another class"
 
 
 @dataclasses.dataclass
@@ -145,7 +146,7 @@ def analysis_table(analysis):
         add(f"inner steps: {row['steps']}", row)
     for row in analysis["accuracy_by_rate_factor"]:
         add(f"inner rates times {row['factor']:g}, validation classes", row)
-    lines += [""] + [_sentence(pair) for pair in analysis["confused"]]
+    lines += [""] + ([_sentence(pair) for pair in analysis["confused"]] or [NO_MISTAKE])
     return "\n".join(lines)
 
 
@@ -205,8 +206,8 @@ def _confusion_rates(names, taken, possible):
 
 
 def _pair_lines(builder, pairs):
-    """Lines for `draw_sheet`: the first images of the two classes of each pair."""
-    lines = []
+    """Lines for `draw_sheet`: the first images of the two classes of each pair; without pairs, a line that says so."""
+    lines = [] if pairs else [(NO_MISTAKE, [])]
     for pair in pairs:
         cells = []
         for name, text in ((pair["class"], "is"), (pair["taken_for"], "taken for")):

@@ -9,6 +9,7 @@ from paddle_maml import EpisodeBuilder, ImageSet, cli
 from paddle_maml import assembly, checkpoint, evaluation
 from paddle_maml.analysis import (ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _by_steps, _confused_pairs, _confusion_rates, _counts, _inner_rates,
                                   predict_episodes)
+from paddle_maml.learner import MetaLearner
 from test_learner import small_learner
 from tiny_run import options
 
@@ -91,6 +92,21 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:
             assert picture.format == "PNG" and len(picture.getcolors(1 << 20)) > 2
+
+
+def test_where_nothing_is_mistaken_the_analysis_says_so(tmp_path, capsys, monkeypatch):
+    run, folder = tmp_path / "run", tmp_path / "analysis"
+    assert cli.main_train(options(output=run, iterations=1)) == 0
+
+    def right(learner, x_spt, y_spt, x_qry, *_):
+        labels = np.repeat(np.arange(5), x_qry.shape[1] // 5)
+        return np.stack([np.eye(5)[labels]] * len(x_qry))
+
+    monkeypatch.setattr(MetaLearner, "predict", right)
+    assert cli.main_eval(["--weights", str(run), "--analyse", str(folder), "--episodes", "2"]) == 0
+    assert "\nno query image was taken for another class\n" in capsys.readouterr().out
+    with Image.open(folder / CONFUSION) as picture:
+        assert picture.format == "PNG"
 
 
 def test_inner_steps_that_diverge_leave_those_before_them():
