@@ -23,6 +23,21 @@ def float64():
     paddle.set_default_dtype(before)
 
 
+@pytest.fixture
+def fill_the_disk(monkeypatch):
+    """A function of a number n: from then on the nth file or folder that is to be on the disk finds it full."""
+    def fill(number):
+        calls = []
+
+        def fsync(descriptor):
+            calls.append(descriptor)
+            if len(calls) == number:
+                raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(os, "fsync", fsync)
+    return fill
+
+
 @pytest.fixture(scope="session")
 def omniglot():
     """All of the real Omniglot, from OMNIGLOT_DIR or data/; the test is skipped where neither is."""

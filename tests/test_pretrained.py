@@ -102,16 +102,9 @@ def test_a_name_that_is_taken_is_refused_and_so_are_strange_ones(shelf):
     assert (folder / "tiny.pdparams").read_bytes() == before and len(list(folder.iterdir())) == 2
 
 
-def test_a_disk_that_is_full_leaves_no_weights_without_a_card(shelf, monkeypatch):
+def test_a_disk_that_is_full_leaves_no_weights_without_a_card(shelf, fill_the_disk):
     run, folder = shelf
-    calls = []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    fill_the_disk(2)
     with pytest.raises(OSError):
         pretrained.add(str(run), "other")
     assert sorted(path.name for path in folder.iterdir()) == ["tiny.json", "tiny.pdparams"]

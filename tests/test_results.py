@@ -95,18 +95,11 @@ def test_what_is_missing_of_a_run_is_named_and_nothing_is_kept(run, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-def test_a_disk_that_is_full_leaves_what_was_kept_before(run, tmp_path, monkeypatch):
+def test_a_disk_that_is_full_leaves_what_was_kept_before(run, tmp_path, monkeypatch, fill_the_disk):
     folder = tmp_path / "kept"
     results.keep(str(run), str(folder))
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    calls = []
-
-    def full(descriptor):
-        calls.append(descriptor)
-        if len(calls) == 3:
-            raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
+    fill_the_disk(3)
     monkeypatch.setattr(results, "json_file", lambda report: b"other")
     with pytest.raises(OSError):
         results.keep(str(run), str(folder))

@@ -52,7 +52,8 @@ def _parser():
     parser.add_argument("--against", type=_list(OPPONENTS), default=[], metavar="SIDES",
                         help="opponents, of " + ",".join(OPPONENTS) + "; default: none, this library alone")
     parser.add_argument("--tune-opponents", action="store_true",
-                        help="give opponents the memory allocator's settings that this library makes for itself; without, they get only what has MKL use all of an AMD processor")
+                        help="give opponents the memory allocator's settings that this library makes for itself; without, they get only what "
+                        "has MKL use all of an AMD processor")
     parser.add_argument("--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)")
     parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (default 1)")
     parser.add_argument("--repeat", type=int, default=5, help="turns that count (default 5)")
