@@ -10,10 +10,10 @@ import zlib  # noqa: F401
 __version__ = "0.1.0"
 
 _HOMES = {
-    "MAML": "network",
-    "MetaLearner": "learner",
-    "EpisodeBuilder": "episodes",
-    "ImageSet": "episodes",
+    "MAML": "networks.conv4",
+    "MetaLearner": "learners.maml",
+    "EpisodeBuilder": "data.episodes",
+    "ImageSet": "data.episodes",
     "UserError": "errors",
 }
 __all__ = list(_HOMES)

@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from paddle_maml import device
+from paddle_maml.engine import device
 
 # Before any test imports Paddle. Not all of `prepare`: the commands that tests start would inherit it, and must do it themselves.
 device.use_all_of_amd()
@@ -42,7 +42,7 @@ def fill_the_disk(monkeypatch):
 def omniglot():
     """All of the real Omniglot, from OMNIGLOT_DIR or data/; the test is skipped where neither is."""
     from paddle_maml.errors import UserError
-    from paddle_maml.omniglot import load_omniglot
+    from paddle_maml.data.omniglot import load_omniglot
     try:
         return load_omniglot(download=False)
     except UserError as error:

@@ -12,7 +12,7 @@ import sys
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PADDLE_MAML_NATIVE="0")
 
 from paddle_maml import MAML, MetaLearner
-from paddle_maml.device import prepare
+from paddle_maml.engine.device import prepare
 
 prepare()
 

@@ -8,11 +8,11 @@ import importlib.util
 import os
 import sys
 
-from ..cli import run_command
-from ..device import cores, import_paddle, select_device
+from ..commands.cli import run_command
+from ..engine.device import cores, import_paddle, select_device
 from ..errors import UserError
 from ..files import check_target
-from ..settings import CommandLine, settings_from_dict
+from ..engine.settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 from .worker import TURN
 
@@ -26,7 +26,7 @@ def main(arguments=None):
 
 
 def _benchmark(arguments):
-    from ..reporting import write_json
+    from ..report.log import write_json
 
     parser = _parser()
     given = parser.parse(arguments)
@@ -151,7 +151,7 @@ def _task(settings):
 
 def _machine(device):
     """What the figures belong to. The load tells whether the machine had other work."""
-    from ..assembly import environment
+    from ..engine.assembly import environment
 
     torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None

@@ -7,8 +7,8 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from ..parallel import Ranks
-from ..settings import Settings
+from ..engine.parallel import Ranks
+from ..engine.settings import Settings
 
 OURS, COMPETITION, PYTORCH = "ours", "competition", "pytorch"
 OPPONENTS = (COMPETITION, PYTORCH)

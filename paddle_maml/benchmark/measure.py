@@ -8,10 +8,10 @@ import time
 
 import paddle
 
-from ..episodes import EpisodeBuilder, meta_batch
+from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
-from ..network import MAML
-from ..synthetic import draw_synthetic
+from ..networks.conv4 import MAML
+from ..data.synthetic import draw_synthetic
 from .contestants import OURS, Problem
 from .worker import Team
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 import paddle
 import paddle.nn.functional as F
 
-from ..device import select_device
-from ..learner import MetaLearner
-from ..network import BLOCKS, EPSILON, MAML
-from ..parallel import Ranks
-from ..training import meta_gradient
+from ..engine.device import select_device
+from ..learners.maml import MetaLearner
+from ..networks.conv4 import BLOCKS, EPSILON, MAML
+from ..engine.parallel import Ranks
+from ..engine.training import meta_gradient
 from .contestants import OURS
 
 

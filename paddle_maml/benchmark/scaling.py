@@ -4,7 +4,7 @@ from __future__ import annotations
 import dataclasses
 
 from ..files import write_whole
-from ..pictures import draw_plots, png
+from ..report.pictures import draw_plots, png
 from .contestants import OURS, VARIANTS, Contestant
 from .measure import LossCheck, make_problem, measure
 

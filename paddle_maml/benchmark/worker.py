@@ -13,9 +13,9 @@ import signal
 import socket
 import time
 
-from ..device import prepare
+from ..engine.device import prepare
 from ..errors import UserError
-from ..parallel import CPU_ENVIRONMENT
+from ..engine.parallel import CPU_ENVIRONMENT
 from .contestants import PYTORCH
 
 RUN, MEMORY, LOSSES = "run", "memory", "losses"

@@ -9,12 +9,12 @@ import os
 import re
 from pathlib import Path
 
-from .. import checkpoint
+from ..engine import checkpoint
 from ..errors import UserError
 from ..files import digest, write_together
-from ..reporting import json_file
-from ..results import finished_report, read_report
-from ..settings import NOTHING, settings_from_dict
+from ..report.log import json_file
+from ..engine.results import finished_report, read_report
+from ..engine.settings import NOTHING, settings_from_dict
 
 FOLDER = Path(__file__).parent
 

@@ -1,7 +1,7 @@
 import sys
 
-from ..cli import run_command
-from ..settings import CommandLine
+from ..commands.cli import run_command
+from ..engine.settings import CommandLine
 from . import FOLDER, add
 
 

@@ -1,0 +1,112 @@
+"""Which classes are for training, validation and testing: rules over class names, never over the order of a file system.
+
+`python -m paddle_maml.splits FOLDER` writes the Omniglot splits as readable lists, as they stand in `data/splits`.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+from .episodes import alphabet_of
+from ..errors import UserError
+from ..files import write_whole
+from .omniglot import BACKGROUND, EVALUATION, class_names
+from ..engine.settings import CommandLine
+
+PARTS = ("train", "val", "test")
+VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
+
+
+def split_classes(classes, rule):
+    """Divides classes into training, validation and test classes.
+
+    Args:
+        classes: names, "Alphabet/characterNN", in any order; for "competition" and "vinyals" all of Omniglot's.
+        rule: "competition" (973/325/325), "vinyals" (1028/172/423) or "synthetic" (by alphabet, 60/20/20 %).
+
+    Returns:
+        {"train": [...], "val": [...], "test": [...]}, in the order the rule gives.
+
+    Raises:
+        UserError: unknown rule, or classes missing or unknown to it.
+    """
+    if rule not in RULES:
+        raise UserError(f'The split is "{rule}", but must be one of {", ".join(RULES)}.')
+    return dict(zip(PARTS, RULES[rule](classes)))
+
+
+def _competition(classes):
+    """The split of the competition reproduction.
+
+    All names sorted as if in upper case, shuffled by Python's random.Random(1).shuffle, cut into 973, 325 and 325.
+    The published code shuffled a directory listing, which on its author's machine ignored case; this rule gives the same
+    split everywhere.
+    """
+    _require_omniglot(classes)
+    names = sorted(classes, key=str.upper)
+    random.Random(1).shuffle(names)
+    return names[:973], names[973:1298], names[1298:]
+
+
+def _vinyals(classes):
+    """The split that papers after Vinyals et al. (2016) use.
+
+    Background classes sorted by name, then evaluation classes sorted by name; the last 423 (from Gurmukhi/character42 on) are
+    for testing; of the others the alphabets Armenian, Bengali, Early_Aramaic, Hebrew and Mkhedruli_(Georgian) are for
+    validation, and the rest, sorted by name, for training.
+    """
+    _require_omniglot(classes)
+    names = class_names(BACKGROUND) + class_names(EVALUATION)
+    train = [name for name in sorted(names[:1200]) if alphabet_of(name) not in VINYALS_VALIDATION]
+    val = [name for name in names[:1200] if alphabet_of(name) in VINYALS_VALIDATION]
+    return train, val, names[1200:]
+
+
+def _synthetic(classes):
+    """Whole alphabets in sorted order: a fifth for testing, a fifth for validation (at least one each), the rest for training."""
+    alphabets = sorted({alphabet_of(name) for name in classes})
+    if len(alphabets) < 3:
+        raise UserError(f"The synthetic split needs at least 3 alphabets, one for each part, not {len(alphabets)}.")
+    fifth = max(1, len(alphabets) // 5)
+    cuts = alphabets[: -2 * fifth], alphabets[-2 * fifth : -fifth], alphabets[-fifth:]
+    return tuple([name for name in sorted(classes) if alphabet_of(name) in part] for part in cuts)
+
+
+RULES = {"competition": _competition, "vinyals": _vinyals, "synthetic": _synthetic}
+OMNIGLOT_RULES = ("competition", "vinyals")
+
+
+def _require_omniglot(classes):
+    expected = class_names()
+    missing, unknown = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
+    if missing or unknown:
+        raise UserError(
+            f"This split is for the {len(expected)} Omniglot classes, but {len(missing)} are missing and {len(unknown)} are unknown, "
+            f"the first is {(missing + unknown)[0]}."
+        )
+    if len(classes) != len(expected):
+        raise UserError(f"This split is for the {len(expected)} Omniglot classes, but {len(classes)} were given, some of them twice.")
+
+
+def format_split(rule):
+    """The Omniglot split of a rule as text: the rule as a comment, then a section for each part with a class on each line."""
+    lines = [f"# {line.strip()}".rstrip() for line in RULES[rule].__doc__.strip().splitlines()]
+    for part, names in split_classes(class_names(), rule).items():
+        lines += ["", f"[{part}]  # {len(names)} classes", *names]
+    return "\n".join(lines) + "\n"
+
+
+def _main(arguments):
+    parser = CommandLine(prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists.")
+    parser.add_argument("folder")
+    folder = parser.parse(arguments)["folder"]
+    for rule in OMNIGLOT_RULES:
+        write_whole(Path(folder, f"{rule}.txt"), format_split(rule).encode("utf-8"))
+
+
+if __name__ == "__main__":
+    from ..commands.cli import run_command
+
+    sys.exit(run_command(_main, sys.argv[1:]))

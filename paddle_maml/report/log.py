@@ -1,0 +1,197 @@
+"""What a run tells: progress on the screen, metrics.csv, VisualDL, and the report as JSON."""
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+
+from ..errors import UserError
+from ..files import write_whole
+
+METRICS, REPORT, CURVE, ANALYSIS = "metrics.csv", "report.json", "curve.png", "analysis.json"
+COLUMNS = ("iteration", "loss", "accuracy", "meta_lr", "val_loss", "val_accuracy", "val_interval", "episodes_per_second", "seconds")
+
+
+class Progress:
+    """A progress line that stays in place on a terminal, and a log line now and then elsewhere.
+
+    Paddle's own ProgressBar is not used: it counts the time left from the first iteration, which is wrong after a resume, and takes
+    whatever is not a terminal for one.
+
+    Args:
+        total: meta-iterations of the whole run.
+        start: meta-iterations done before.
+        log_seconds: least time between two log lines where there is no terminal.
+        stream: where to write; default the standard output.
+    """
+
+    BAR = 20
+
+    def __init__(self, total, start=0, log_seconds=10.0, stream=None):
+        self._total, self._start = total, start
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._pause = 0.1 if self._terminal else log_seconds
+        self._began, self._shown = time.monotonic(), 0.0
+        self._open_line = False
+
+    def update(self, iteration, loss, accuracy, episodes_per_second):
+        """Show the state after a meta-iteration; most calls print nothing."""
+        now = time.monotonic()
+        if now - self._shown < self._pause and iteration < self._total:
+            return
+        self._shown = now
+        left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
+        text = (f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  {episodes_per_second:.1f} episodes/s  "
+                f"{_clock(left)} left")
+        if not self._terminal:
+            self._write(text + "\n")
+            return
+        done = self.BAR * iteration // self._total
+        text = "[" + "=" * done + "." * (self.BAR - done) + "] " + text
+        # A line wider than the terminal would wrap, and "\r" would not reach its start.
+        self._write("\r\033[K" + text[: shutil.get_terminal_size().columns - 1])
+        self._open_line = True
+
+    def note(self, text):
+        """Print a line of its own."""
+        self.close()
+        self._write(text + "\n")
+
+    def close(self):
+        """Leave the progress line as it stands."""
+        if self._open_line:
+            self._write("\n")
+            self._open_line = False
+
+    def _write(self, text):
+        self._stream.write(text)
+        self._stream.flush()
+
+
+class Silence:
+    """What takes the place of `Progress` and `Metrics` in the processes that do not speak."""
+
+    def _nothing(self, *args, **kwargs):
+        pass
+
+    update = note = add = close = _nothing
+
+
+def _clock(seconds):
+    minutes, seconds = divmod(int(round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}"
+
+
+class Metrics:
+    """metrics.csv in the run folder, and VisualDL's log beside it where wanted.
+
+    Args:
+        run_folder: an existing folder.
+        iteration: the meta-iteration the run continues from; later rows, of a run that was killed, are removed.
+        visualdl: also write RUN/visualdl; UserError if the package is missing.
+    """
+
+    def __init__(self, run_folder, iteration=0, visualdl=False):
+        self._writer = require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
+        path = os.path.join(run_folder, METRICS)
+        rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
+        write_whole(path, metrics_file(rows))
+        self._file = open(path, "a", newline="", encoding="utf-8")
+        self._csv = csv.DictWriter(self._file, COLUMNS)
+
+    def add(self, **values):
+        """Add a row: values by column name; columns left out stay empty. It is on the disk when this returns."""
+        shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        self._csv.writerow(shown)
+        self._file.flush()
+        # Before the next checkpoint: a resumed run must not lack rows.
+        os.fsync(self._file.fileno())
+        if self._writer:
+            for name, value in values.items():
+                if name != "iteration":
+                    self._writer.add_scalar(name, value, values["iteration"])
+
+    def close(self):
+        self._file.close()
+        if self._writer:
+            self._writer.close()
+
+
+def metrics_file(rows):
+    """The bytes of a metrics.csv with rows as `read_metrics` returns them."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue().encode()
+
+
+def read_metrics(path):
+    """The rows of a metrics.csv as dicts of strings; what a killed process or machine wrote of its last row is left out.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    if not os.path.exists(path):
+        return []
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        lines = file.read().split("\n")
+    del lines[-1]  # unfinished, or nothing
+    if lines and "\0" in lines[-1]:
+        del lines[-1]
+    rows = [line.rstrip("\r").split(",") for line in lines]
+    for number, row in enumerate(rows, 1):
+        if not (tuple(row) == COLUMNS if number == 1 else _is_row(row)):
+            raise UserError(f"{path} is damaged in line {number}: repair it, or move it away to go on without its rows.")
+    return [dict(zip(COLUMNS, row)) for row in rows[1:]]
+
+
+def _is_row(values):
+    def is_number(value):
+        try:
+            return math.isfinite(float(value))
+        except ValueError:
+            return False
+
+    iteration, *others = values
+    return len(values) == len(COLUMNS) and re.fullmatch("[0-9]{1,12}", iteration) and all(value == "" or is_number(value) for value in others)
+
+
+def require_visualdl():
+    """The package visualdl; UserError if it is not installed."""
+    try:
+        import visualdl
+    except ImportError as error:
+        raise UserError("visualdl is wanted but not installed: pip install visualdl.") from error
+    return visualdl
+
+
+def json_file(report):
+    """The bytes of a JSON file that holds a dict of plain values."""
+    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path, report):
+    """Write a dict of plain values as JSON, whole or not at all."""
+    write_whole(path, json_file(report))
+
+
+def evaluation_table(result):
+    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its interval."""
+    lines = ["inner steps   accuracy            query loss"]
+    for step in range(len(result["accuracy_per_step"])):
+        lines.append(f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
+                     f"{result['loss_per_step'][step]:10.4f}")
+    lines.append(f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
+                 f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
+                 f"(95 % interval over {result['episodes']} episodes)")
+    lines.append("Note: " + result["note"])
+    return "\n".join(lines)
