@@ -1,10 +1,13 @@
 """Model-agnostic meta-learning (Finn et al. 2017) for PaddlePaddle, first order and exactly second order.
 
-The public names are loaded when they are first used, so that a program can say how Paddle is to start (device.prepare) before
-Paddle is imported.
+The public names are loaded when they are first used, so that a program can say how Paddle is to start
+(device.prepare) before Paddle is imported.
 """
+
 import importlib
-# Before Paddle: the library of Paddle 2.6 exports zlib's functions, and a zlib that is loaded after it calls those, and crashes.
+
+# Before Paddle: the library of Paddle 2.6 exports zlib's functions, and a zlib that is loaded after it calls
+# those, and crashes.
 import zlib  # noqa: F401
 
 __version__ = "0.1.0"

@@ -4,6 +4,6 @@
 class UserError(Exception):
     """A user's input or machine stands in the way.
 
-    The message is one sentence that says what was wrong, with which value, and what to do. The command line prints it and
-    exits with status 2; a caller of the library can catch it like any exception.
+    The message is one sentence that says what was wrong, with which value, and what to do. The command line
+    prints it and exits with status 2; a caller of the library can catch it like any exception.
     """

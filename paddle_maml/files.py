@@ -1,4 +1,5 @@
 """Files and folders that survive: written whole or not at all, and not by two programs at once."""
+
 import contextlib
 import hashlib
 import os
@@ -12,8 +13,8 @@ _PARTIAL = ".{name}.{random}.partial"  # what a killed process may leave
 
 
 def write_whole(path, data):
-    """Write bytes to a file by way of another one beside it, which is renamed when everything is on the disk. Links are followed; what
-    is there and no file, such as /dev/stdout, is written to directly.
+    """Write bytes to a file by way of another one beside it, which is renamed when everything is on the disk.
+    Links are followed; what is there and no file, such as /dev/stdout, is written to directly.
 
     Returns:
         The path of the file itself, a `Path`.
@@ -27,7 +28,8 @@ def write_whole(path, data):
 
 
 def write_together(folder, contents):
-    """Write files that belong together into a folder, which is made if needed: none of them takes its place before all are on the disk.
+    """Write files that belong together into a folder, which is made if needed: none of them takes its place
+    before all are on the disk.
 
     Args:
         folder: path; other files in it stay.
@@ -38,7 +40,10 @@ def write_together(folder, contents):
 
 
 def _write_together(contents):
-    partials = {path: path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8))) for path in contents}
+    partials = {
+        path: path.with_name(_PARTIAL.format(name=path.name, random=secrets.token_hex(8)))
+        for path in contents
+    }
     try:
         for path, partial in partials.items():
             with open(partial, "xb") as file:
@@ -75,7 +80,9 @@ def check_target(path, option, may_make_folder=False):
     except FileNotFoundError:
         pass
     except OSError as error:  # a name too long, a file where a folder should be
-        raise UserError(f"{option} is {path}, where no file can be ({error.strerror}): choose another one.") from None
+        raise UserError(
+            f"{option} is {path}, where no file can be ({error.strerror}): choose another one."
+        ) from None
     if os.path.isdir(path) or path.endswith(os.sep):
         raise UserError(f"{option} is {path}, which is a folder; name a file.")
     if os.path.exists(path) and not os.path.isfile(path):
@@ -93,7 +100,9 @@ def check_target(path, option, may_make_folder=False):
         finally:
             probe.unlink(missing_ok=True)
     except OSError as error:
-        raise UserError(f"{option} is {path}, but no file can be written there ({error.strerror}); choose another one.") from None
+        raise UserError(
+            f"{option} is {path}, but no file can be written there ({error.strerror}); choose another one."
+        ) from None
 
 
 def digest(path):
@@ -116,8 +125,8 @@ def lock_folder(path):
     """Take a folder for this process.
 
     Returns:
-        A context manager, entered already, that holds it until it is left or the process ends, however it ends. Where the system or the
-        file system has no such locks, nothing is locked.
+        A context manager, entered already, that holds it until it is left or the process ends, however it
+        ends. Where the system or the file system has no such locks, nothing is locked.
 
     Raises:
         UserError: another process has it.
@@ -133,7 +142,9 @@ def lock_folder(path):
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         held.close()
-        raise UserError(f"Another process is writing to {path}: wait for its end, or choose another folder with --output.") from None
+        raise UserError(
+            f"Another process is writing to {path}: wait for its end, or choose another folder with --output."
+        ) from None
     except OSError:  # some network file systems
         pass
     return held

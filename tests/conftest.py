@@ -1,4 +1,5 @@
 """Fixtures that several test files share."""
+
 import os
 import signal
 
@@ -6,7 +7,8 @@ import pytest
 
 from paddle_maml.engine import device
 
-# Before any test imports Paddle. Not all of `prepare`: the commands that tests start would inherit it, and must do it themselves.
+# Before any test imports Paddle. Not all of `prepare`: the commands that tests start would inherit it, and
+# must do it themselves.
 device.use_all_of_amd()
 
 # A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
@@ -17,6 +19,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def float64():
     """Paddle's default dtype is float64 inside the test."""
     import paddle
+
     before = paddle.get_default_dtype()
     paddle.set_default_dtype("float64")
     yield
@@ -25,7 +28,9 @@ def float64():
 
 @pytest.fixture
 def fill_the_disk(monkeypatch):
-    """A function of a number n: from then on the nth file or folder that is to be on the disk finds it full."""
+    """A function of a number n: from then on the nth file or folder that is to be on the disk finds it
+    full."""
+
     def fill(number):
         calls = []
 
@@ -35,14 +40,16 @@ def fill_the_disk(monkeypatch):
                 raise OSError(28, "No space left on device")
 
         monkeypatch.setattr(os, "fsync", fsync)
+
     return fill
 
 
 @pytest.fixture(scope="session")
 def omniglot():
     """All of the real Omniglot, from OMNIGLOT_DIR or data/; the test is skipped where neither is."""
-    from paddle_maml.errors import UserError
     from paddle_maml.data.omniglot import load_omniglot
+    from paddle_maml.errors import UserError
+
     try:
         return load_omniglot(download=False)
     except UserError as error:

@@ -1,6 +1,8 @@
-"""Five meta-iterations of each order from a fixed seed, as they were before the library was rebuilt around any network.
+"""Five meta-iterations of each order from a fixed seed, as they were before the library was rebuilt around
+any network.
 
-`python tests/five_meta_iterations.py` prints them; with --keep it adds this machine's digests to the golden file. The losses in it stay.
+`python tests/five_meta_iterations.py` prints them; with --keep it adds this machine's digests to the golden
+file. The losses in it stay.
 """
 
 import hashlib
@@ -26,11 +28,24 @@ CASES = {
     "order 1": ({}, {"order": 1, "inner_steps": 5}, "float32", None),
     "order 2": ({}, {"order": 2, "inner_steps": 5}, "float32", None),
     "order 2, float64": ({}, {"order": 2, "inner_steps": 3}, "float64", None),
-    "order 2, strided": ({"architecture": "stride"}, {"order": 2, "inner_steps": 1, "inner_lr": 0.5}, "float32", None),
+    "order 2, strided": (
+        {"architecture": "stride"},
+        {"order": 2, "inner_steps": 1, "inner_lr": 0.5},
+        "float32",
+        None,
+    ),
     "order 2, learned rates, every step's loss": (
-        {}, {"order": 2, "inner_steps": 2, "learn_inner_lr": True}, "float32", [0.1, 0.3, 0.6]),
+        {},
+        {"order": 2, "inner_steps": 2, "learn_inner_lr": True},
+        "float32",
+        [0.1, 0.3, 0.6],
+    ),
     "order 1, learned rates, the last layer": (
-        {}, {"order": 1, "inner_steps": 2, "learn_inner_lr": True, "adapted": "head"}, "float32", None),
+        {},
+        {"order": 1, "inner_steps": 2, "learn_inner_lr": True, "adapted": "head"},
+        "float32",
+        None,
+    ),
 }
 
 

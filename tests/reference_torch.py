@@ -1,7 +1,10 @@
-"""MAML's meta-gradient by PyTorch's automatic differentiation, the plain way: the yardstick of the parity tests.
+"""MAML's meta-gradient by PyTorch's automatic differentiation, the plain way: the yardstick of the parity
+tests.
 
-Run as a command (`python tests/reference_torch.py`, with PyTorch installed) it writes tests/golden/meta_gradients.npz anew.
+Run as a command (`python tests/reference_torch.py`, with PyTorch installed) it writes
+tests/golden/meta_gradients.npz anew.
 """
+
 import os
 
 import numpy as np
@@ -13,8 +16,8 @@ GOLDEN_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden",
 
 
 def make_parameters(width, seed=11, in_channels=1, features=None):
-    """18 float64 arrays in the order of MAML.parameters(), with scales of both signs and biases that are not zero. `features`, by
-    default the width, are what the linear layer gets."""
+    """18 float64 arrays in the order of MAML.parameters(), with scales of both signs and biases that are not
+    zero. `features`, by default the width, are what the linear layer gets."""
     random = np.random.RandomState(seed)
     params = []
     for channels in (in_channels, width, width, width):
@@ -22,11 +25,15 @@ def make_parameters(width, seed=11, in_channels=1, features=None):
         params.append(random.standard_normal(width) * 0.1)
         params.append(1 + random.standard_normal(width) * 0.7)
         params.append(random.standard_normal(width) * 0.3)
-    return params + [random.standard_normal((features or width, N_WAY)) * 0.3, random.standard_normal(N_WAY) * 0.1]
+    return params + [
+        random.standard_normal((features or width, N_WAY)) * 0.3,
+        random.standard_normal(N_WAY) * 0.1,
+    ]
 
 
 def make_episodes(seed=5):
-    """Strokes on a flat background, so that most pooling windows are ties: x (T, N, 1, 28, 28), y (T, N), support then query."""
+    """Strokes on a flat background, so that most pooling windows are ties: x (T, N, 1, 28, 28), y (T, N),
+    support then query."""
     random = np.random.RandomState(seed)
     arrays = []
     for shots in (K_SHOT, K_QUERY):
@@ -35,17 +42,18 @@ def make_episodes(seed=5):
             for _ in range(3):
                 row, column, length = random.randint(2, 20, 3)
                 if random.randint(2):
-                    image[row:row + 2, column:column + length] = -1
+                    image[row : row + 2, column : column + length] = -1
                 else:
-                    image[row:row + length, column:column + 2] = -random.random_sample()
+                    image[row : row + length, column : column + 2] = -random.random_sample()
         arrays += [images, np.tile(np.repeat(np.arange(N_WAY), shots), (TASKS, 1))]
     return arrays
 
 
 def logits(x, params, architecture="pool"):
     import torch.nn.functional as F
+
     for block in range(4):
-        weight, bias, scale, shift = params[4 * block:4 * block + 4]
+        weight, bias, scale, shift = params[4 * block : 4 * block + 4]
         x = F.conv2d(x, weight, bias, stride=2 if architecture == "stride" else 1, padding=1)
         x = F.relu(F.batch_norm(x, None, None, scale, shift, training=True))
         x = F.max_pool2d(x, 2) if architecture == "pool" else x
@@ -57,6 +65,7 @@ def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR, architectur
     """The mean query loss over the tasks and its gradient by every parameter, float64 arrays."""
     import torch
     import torch.nn.functional as F
+
     params = [torch.tensor(p, requires_grad=True) for p in params]
     losses = []
     for task in range(len(episodes[0])):

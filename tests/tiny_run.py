@@ -1,25 +1,51 @@
 """A training run of a few seconds, shared by the tests of training, resume and the command line."""
+
 import os
 import subprocess
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
-TINY = {"preset": "quickstart", "width": 4, "k_query": 2, "inner_steps": 2, "meta_batch": 3, "iterations": 12, "val_every": 5, "val_episodes": 4,
-        "test_episodes": 6, "test_k_query": 3, "checkpoint_every": 2, "log_every": 3, "seed": 7, "device": "cpu",
-        "processes": 1, "meta_lr_schedule": "constant"}
+TINY = {
+    "preset": "quickstart",
+    "width": 4,
+    "k_query": 2,
+    "inner_steps": 2,
+    "meta_batch": 3,
+    "iterations": 12,
+    "val_every": 5,
+    "val_episodes": 4,
+    "test_episodes": 6,
+    "test_k_query": 3,
+    "checkpoint_every": 2,
+    "log_every": 3,
+    "seed": 7,
+    "device": "cpu",
+    "processes": 1,
+    "meta_lr_schedule": "constant",
+}
 
 
 def options(**changes):
     """TINY with changes as command-line options."""
-    return [part for name, value in {**TINY, **changes}.items() for part in ("--" + name.replace("_", "-"), str(value))]
+    return [
+        part
+        for name, value in {**TINY, **changes}.items()
+        for part in ("--" + name.replace("_", "-"), str(value))
+    ]
 
 
 def start(script, arguments, **more):
     """The script at the top of the repository as a process with captured output."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, script), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=environment, **more)
+    return subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, script), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **more,
+    )
 
 
 def call(script, arguments, **more):

@@ -1,8 +1,8 @@
 """How fast a meta-iteration is, and how fast it is elsewhere: `python -m paddle_maml.benchmark`.
 
-Every contestant gets the same network, initial weights and episodes and runs in processes of its own, because two frameworks
-in one process, or two pools of threads, slow each other down. The final measures them in turns, A B C A B C, so that a
-machine that slows down or is busy for a while slows all of them.
+Every contestant gets the same network, initial weights and episodes and runs in processes of its own, because
+two frameworks in one process, or two pools of threads, slow each other down. The final measures them in
+turns, A B C A B C, so that a machine that slows down or is busy for a while slows all of them.
 
     contestants.py      who runs, in which arrangement of the cores, on which problem
     worker.py           a contestant's process: one meta-iteration on command

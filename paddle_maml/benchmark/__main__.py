@@ -1,4 +1,5 @@
 """The command line of the benchmark, its tables and its JSON report."""
+
 from __future__ import annotations
 
 import argparse
@@ -10,14 +11,29 @@ import sys
 
 from ..commands.cli import run_command
 from ..engine.device import cores, import_paddle, select_device
+from ..engine.settings import CommandLine, settings_from_dict
 from ..errors import UserError
 from ..files import check_target
-from ..engine.settings import CommandLine, settings_from_dict
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 from .worker import TURN
 
-_TASK = ("n_way", "k_shot", "k_query", "meta_batch", "inner_steps", "inner_lr", "width", "device", "processes", "chunk", "seed")
-_OPTIONS = {"meta_batch": ("--tasks", "episodes in a meta-batch"), "inner_steps": ("--steps", "gradient steps on the support set")}
+_TASK = (
+    "n_way",
+    "k_shot",
+    "k_query",
+    "meta_batch",
+    "inner_steps",
+    "inner_lr",
+    "width",
+    "device",
+    "processes",
+    "chunk",
+    "seed",
+)
+_OPTIONS = {
+    "meta_batch": ("--tasks", "episodes in a meta-batch"),
+    "inner_steps": ("--steps", "gradient steps on the support set"),
+}
 
 
 def main(arguments=None):
@@ -38,8 +54,16 @@ def _benchmark(arguments):
     settings = dataclasses.replace(settings, processes=_processes(settings, device))
     options.threads = options.threads or max(1, cores() // settings.processes)
 
-    report = {"command": "python -m paddle_maml.benchmark " + " ".join(arguments), "machine": _machine(device), "settings": _task(settings),
-              "threads": options.threads, "tuned_opponents": options.tune_opponents, "warmup": options.warmup, "repeat": options.repeat, "turn": TURN}
+    report = {
+        "command": "python -m paddle_maml.benchmark " + " ".join(arguments),
+        "machine": _machine(device),
+        "settings": _task(settings),
+        "threads": options.threads,
+        "tuned_opponents": options.tune_opponents,
+        "warmup": options.warmup,
+        "repeat": options.repeat,
+        "turn": TURN,
+    }
     _say(_heading(report))
     report.update((_scaling if options.scaling else _comparison)(settings, options, device))
     if options.json:
@@ -47,19 +71,41 @@ def _benchmark(arguments):
 
 
 def _parser():
-    parser = CommandLine(prog="python -m paddle_maml.benchmark", description="Time of a meta-iteration, against other implementations where wanted. "
-                         "Episodes are of drawn characters, which need no download and take the same time.")
-    parser.add_argument("--against", type=_list(OPPONENTS), default=[], metavar="SIDES",
-                        help="opponents, of " + ",".join(OPPONENTS) + "; default: none, this library alone")
-    parser.add_argument("--tune-opponents", action="store_true",
-                        help="give opponents the memory allocator's settings that this library makes for itself; without, they get only what "
-                        "has MKL use all of an AMD processor")
-    parser.add_argument("--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)")
+    parser = CommandLine(
+        prog="python -m paddle_maml.benchmark",
+        description="Time of a meta-iteration, against other implementations where wanted. "
+        "Episodes are of drawn characters, which need no download and take the same time.",
+    )
+    parser.add_argument(
+        "--against",
+        type=_list(OPPONENTS),
+        default=[],
+        metavar="SIDES",
+        help="opponents, of " + ",".join(OPPONENTS) + "; default: none, this library alone",
+    )
+    parser.add_argument(
+        "--tune-opponents",
+        action="store_true",
+        help="give opponents the memory allocator's settings that this library makes for itself; without, they get only what "
+        "has MKL use all of an AMD processor",
+    )
+    parser.add_argument(
+        "--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)"
+    )
     parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (default 1)")
     parser.add_argument("--repeat", type=int, default=5, help="turns that count (default 5)")
-    parser.add_argument("--threads", type=int, help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them")
-    parser.add_argument("--scaling", nargs="?", const="scaling.png", metavar="PNG",
-                        help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them",
+    )
+    parser.add_argument(
+        "--scaling",
+        nargs="?",
+        const="scaling.png",
+        metavar="PNG",
+        help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)",
+    )
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_settings(_TASK, _OPTIONS)
     return parser
@@ -87,17 +133,25 @@ def _check(options):
     if options.scaling is not None:
         check_target(options.scaling, "--scaling")
         if not options.scaling.lower().endswith(".png"):
-            raise UserError(f"--scaling is {options.scaling}, but the picture is a PNG: let its name end in .png.")
+            raise UserError(
+                f"--scaling is {options.scaling}, but the picture is a PNG: let its name end in .png."
+            )
     if PYTORCH in options.against and importlib.util.find_spec("torch") is None:
-        raise UserError("--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.")
+        raise UserError(
+            "--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out."
+        )
 
 
 def _processes(settings, device):
     """How many processes this library computes with."""
     if device != "cpu" and (settings.processes or 1) > 1:
-        raise UserError(f"--processes is {settings.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu.")
+        raise UserError(
+            f"--processes is {settings.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu."
+        )
     if (settings.processes or 1) > settings.meta_batch:
-        raise UserError(f"--processes is {settings.processes}, but there are only {settings.meta_batch} tasks to divide; lower it or raise --tasks.")
+        raise UserError(
+            f"--processes is {settings.processes}, but there are only {settings.meta_batch} tasks to divide; lower it or raise --tasks."
+        )
     return settings.processes or (min(cores(), settings.meta_batch) if device == "cpu" else 1)
 
 
@@ -123,15 +177,25 @@ def _comparison(settings, options, device):
     print(_table(results))
     print("\n".join(_ratio_line(ratio) for ratio in found))
     share = building / min(row["median_s"] for row in results if row["side"] == OURS)
-    print(f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; training does it in the background.")
+    print(
+        f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; training does it in the background."
+    )
     return {"heats": heats, "results": results, "ratios": found, "episode_building_s": building}
 
 
 def _scaling(settings, options, device):
     from . import scaling
 
-    rows = scaling.scale(settings, scaling.sweeps(settings), options.orders, options.threads, device, options.warmup, options.repeat,
-                 announce=_say)
+    rows = scaling.scale(
+        settings,
+        scaling.sweeps(settings),
+        options.orders,
+        options.threads,
+        device,
+        options.warmup,
+        options.repeat,
+        announce=_say,
+    )
     print(_table(rows, [("quantity", lambda row: row["quantity"]), ("value", lambda row: str(row["value"]))]))
     scaling.draw(rows, options.scaling)
     print(f"picture: {options.scaling}")
@@ -161,21 +225,29 @@ def _machine(device):
 def _heading(report):
     task, machine = report["settings"], report["machine"]
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
-    return (f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
-            f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
-            f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
-            f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
-            + (", opponents with this library's allocator settings" if report["tuned_opponents"] else ""))
+    return (
+        f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
+        f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
+        f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
+        f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
+        + (", opponents with this library's allocator settings" if report["tuned_opponents"] else "")
+    )
 
 
 _COLUMNS = [
     ("order", lambda row: str(row["order"])),
     ("code", lambda row: f"{row['side']} ({row['variant']})"),
     ("processes x threads", lambda row: f"{row['processes']} x {row['threads']}"),
-    ("seconds (least - most)", lambda row: f"{row['median_s']:.3f} ({row['min_s']:.3f} - {row['max_s']:.3f})"),
+    (
+        "seconds (least - most)",
+        lambda row: f"{row['median_s']:.3f} ({row['min_s']:.3f} - {row['max_s']:.3f})",
+    ),
     ("meta-iterations/s", lambda row: f"{row['meta_iterations_per_s']:.3g}"),
     ("episodes/s", lambda row: f"{row['episodes_per_s']:.3g}"),
-    ("memory MiB", lambda row: "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}"),
+    (
+        "memory MiB",
+        lambda row: "-" if row["peak_memory_bytes"] is None else f"{row['peak_memory_bytes'] / 2**20:.0f}",
+    ),
     ("loss", lambda row: f"{row['loss']:.6f}"),
 ]
 
@@ -185,7 +257,9 @@ def _table(rows, columns=()):
     columns = [*columns, *_COLUMNS]
     cells = [[title for title, _ in columns]] + [[read(row) for _, read in columns] for row in rows]
     widths = [max(len(line[number]) for line in cells) for number in range(len(columns))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in cells
+    )
 
 
 def _ratio_line(ratio):

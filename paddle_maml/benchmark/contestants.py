@@ -2,6 +2,7 @@
 
 Neither Paddle nor PyTorch is imported here, because the processes of both frameworks read this file.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -19,8 +20,8 @@ ORDERS = {OURS: (1, 2), COMPETITION: (1,), PYTORCH: (1, 2)}
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One way to compute a meta-iteration: the code, processes with their threads, and whether the memory allocator is tuned as
-    `device.prepare` does it for this library's users."""
+    """One way to compute a meta-iteration: the code, processes with their threads, and whether the memory
+    allocator is tuned as `device.prepare` does it for this library's users."""
 
     side: str
     variant: str
@@ -58,12 +59,14 @@ class Problem:
 def candidates(side, order, processes, threads, tune_opponents=False):
     """All that may be a side's fastest contestant on processes x threads cores.
 
-    This library runs as it is told. Opponents also try one process with all the threads; their allocator is tuned on request only,
-    because their users do not get that.
+    This library runs as it is told. Opponents also try one process with all the threads; their allocator is
+    tuned on request only, because their users do not get that.
     """
     arrangements = {(processes, threads)}
     if side != OURS:
         arrangements.add((1, processes * threads))
     tuned = side == OURS or tune_opponents
-    return [Contestant(side, variant, order, *arrangement, tuned)
-            for variant, arrangement in itertools.product(VARIANTS[side], sorted(arrangements))]
+    return [
+        Contestant(side, variant, order, *arrangement, tuned)
+        for variant, arrangement in itertools.product(VARIANTS[side], sorted(arrangements))
+    ]

@@ -1,4 +1,5 @@
 """Measuring contestants in turns, and what follows from the times: medians, spread, ratios."""
+
 from __future__ import annotations
 
 import contextlib
@@ -9,20 +10,22 @@ import time
 import paddle
 
 from ..data.episodes import EpisodeBuilder, meta_batch
+from ..data.synthetic import draw_synthetic
 from ..errors import UserError
 from ..networks.conv4 import MAML
-from ..data.synthetic import draw_synthetic
 from .contestants import OURS, Problem
 from .worker import Team
 
-# Relative, for the median task. Rounding alone gives 1e-6 to 2e-5 after five inner steps, another computation differs in the first digits.
+# Relative, for the median task. Rounding alone gives 1e-6 to 2e-5 after five inner steps, another computation
+# differs in the first digits.
 LOSS_TOLERANCE = 1e-4
 # Warm-up and turns of a heat, which only chooses between arrangements.
 HEAT = {"warmup": 0, "repeat": 1}
 
 
 def make_problem(settings):
-    """The problem of some `Settings`: fresh weights, and episodes of drawn characters, which need no download.
+    """The problem of some `Settings`: fresh weights, and episodes of drawn characters, which need no
+    download.
 
     Returns:
         (problem, seconds): `Problem`, and the time that building its episodes took.
@@ -37,10 +40,13 @@ def make_problem(settings):
 
 
 class LossCheck:
-    """Whether all contestants on a problem compute the same: the losses of each are compared with those of the first.
+    """Whether all contestants on a problem compute the same: the losses of each are compared with those of
+    the first.
 
-    Task by task and by their median, not by the mean: where a unit lies within rounding of ReLU's or max-pool's kink, its gradient is
-    on or off by chance, and the loss of that task differs by a per cent between any two implementations in single precision.
+    Task by task and by their median, not by the mean: where a unit lies within rounding of ReLU's or
+        max-pool's kink, its gradient is
+    on or off by chance, and the loss of that task differs by a per cent between any two implementations in
+    single precision.
     """
 
     def __init__(self):
@@ -55,8 +61,10 @@ class LossCheck:
             raise UserError(f"The adaptation of {contestant} diverges: lower --inner-lr.")
         apart = [abs(a - b) > LOSS_TOLERANCE * abs(b) for a, b in zip(losses, expected)]
         if 2 * sum(apart) > len(apart):
-            raise UserError(f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, so their times cannot be "
-                            "compared; lower --inner-lr if the adaptation diverges, and else report this.")
+            raise UserError(
+                f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, so their times cannot be "
+                "compared; lower --inner-lr if the adaptation diverges, and else report this."
+            )
 
 
 def measure(contestants, problem, device, check, warmup, repeat):
@@ -70,8 +78,10 @@ def measure(contestants, problem, device, check, warmup, repeat):
         warmup, repeat: rounds that do not count, and rounds that do.
 
     Returns:
-        A row for each contestant, a dict of plain values: the contestant's fields; seconds, a list of `repeat`; median_s, min_s,
-        max_s, meta_iterations_per_s, episodes_per_s, peak_memory_bytes (above what the imports take) and loss.
+        A row for each contestant, a dict of plain values: the contestant's fields; seconds, a list of
+            `repeat`; median_s, min_s,
+        max_s, meta_iterations_per_s, episodes_per_s, peak_memory_bytes (above what the imports take) and
+        loss.
 
     Raises:
         UserError: a contestant's process failed, or the check did.
@@ -92,8 +102,17 @@ def measure(contestants, problem, device, check, warmup, repeat):
 
 def _row(contestant, seconds, loss, peak, tasks):
     median = statistics.median(seconds)
-    return {**vars(contestant), "seconds": seconds, "median_s": median, "min_s": min(seconds), "max_s": max(seconds),
-            "meta_iterations_per_s": 1 / median, "episodes_per_s": tasks / median, "peak_memory_bytes": peak, "loss": loss}
+    return {
+        **vars(contestant),
+        "seconds": seconds,
+        "median_s": median,
+        "min_s": min(seconds),
+        "max_s": max(seconds),
+        "meta_iterations_per_s": 1 / median,
+        "episodes_per_s": tasks / median,
+        "peak_memory_bytes": peak,
+        "loss": loss,
+    }
 
 
 def fastest(contestants, problem, device, check, announce):
@@ -116,10 +135,12 @@ def fastest(contestants, problem, device, check, announce):
 
 
 def ratios(rows):
-    """How the rows of a final compare: this library with each opponent of the same order, and its order 2 with its order 1.
+    """How the rows of a final compare: this library with each opponent of the same order, and its order 2
+    with its order 1.
 
     Returns:
-        List of dict: of and to, each [side, order]; ratio, of the medians; low and high, the least and greatest of the rounds.
+        List of dict: of and to, each [side, order]; ratio, of the medians; low and high, the least and
+        greatest of the rounds.
     """
     ours = {row["order"]: row for row in rows if row["side"] == OURS}
     pairs = [(row, ours[row["order"]]) for row in rows if row["side"] != OURS]
@@ -130,5 +151,10 @@ def ratios(rows):
 
 def _ratio(above, below):
     rounds = [a / b for a, b in zip(above["seconds"], below["seconds"])]
-    return {"of": [above["side"], above["order"]], "to": [below["side"], below["order"]],
-            "ratio": above["median_s"] / below["median_s"], "low": min(rounds), "high": max(rounds)}
+    return {
+        "of": [above["side"], above["order"]],
+        "to": [below["side"], below["order"]],
+        "ratio": above["median_s"] / below["median_s"],
+        "low": min(rounds),
+        "high": max(rounds),
+    }

@@ -1,14 +1,16 @@
-"""The contestants that compute with Paddle: this library, and the loop that the competition's reproduction published."""
+"""The contestants that compute with Paddle: this library, and the loop that the competition's reproduction
+published."""
+
 from __future__ import annotations
 
 import paddle
 import paddle.nn.functional as F
 
 from ..engine.device import select_device
-from ..learners.maml import MetaLearner
-from ..networks.conv4 import BLOCKS, EPSILON, MAML
 from ..engine.parallel import Ranks
 from ..engine.training import meta_gradient
+from ..learners.maml import MetaLearner
+from ..networks.conv4 import BLOCKS, EPSILON, MAML
 from .contestants import OURS
 
 
@@ -22,8 +24,15 @@ class _PaddleSide:
     def __init__(self, problem, order, ranks=Ranks()):
         self.problem, self.settings, self.order, self.ranks = problem, problem.settings, order, ranks
         n_way, image_size = self.settings.n_way, problem.batch[0].shape[-1]
-        self.net = MAML(n_way=n_way, in_channels=problem.batch[0].shape[2], width=self.settings.width, image_size=image_size)
-        self.optimizer = paddle.optimizer.Adam(learning_rate=self.settings.meta_lr, parameters=self.net.parameters())
+        self.net = MAML(
+            n_way=n_way,
+            in_channels=problem.batch[0].shape[2],
+            width=self.settings.width,
+            image_size=image_size,
+        )
+        self.optimizer = paddle.optimizer.Adam(
+            learning_rate=self.settings.meta_lr, parameters=self.net.parameters()
+        )
         self.reset()
 
     def reset(self):
@@ -59,11 +68,17 @@ class Ours(_PaddleSide):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.learner = MetaLearner(self.net, inner_steps=self.settings.inner_steps, inner_lr=self.settings.inner_lr, order=self.order,
-                                   chunk=self.settings.chunk)
+        self.learner = MetaLearner(
+            self.net,
+            inner_steps=self.settings.inner_steps,
+            inner_lr=self.settings.inner_lr,
+            order=self.order,
+            chunk=self.settings.chunk,
+        )
 
     def meta_gradient(self):
-        """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a float."""
+        """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a
+        float."""
         loss, _ = meta_gradient(self.learner, self.problem.batch, self.problem.share, self.ranks)
         return loss
 
@@ -90,7 +105,9 @@ class Competition(_PaddleSide):
         losses = []
         for x_spt, y_spt, x_qry, y_qry in zip(*self.problem.batch):
             x_spt, x_qry = paddle.to_tensor(x_spt).astype(dtype), paddle.to_tensor(x_qry).astype(dtype)
-            losses.append(self._adapt_and_score(x_spt, paddle.to_tensor(y_spt), x_qry, paddle.to_tensor(y_qry)))
+            losses.append(
+                self._adapt_and_score(x_spt, paddle.to_tensor(y_spt), x_qry, paddle.to_tensor(y_qry))
+            )
         loss = sum(losses) / len(losses) * self.problem.share
         loss.backward()
         self._losses = [task_loss.detach() for task_loss in losses]
@@ -114,12 +131,14 @@ class Competition(_PaddleSide):
 
     def _score(self, x, y, params):
         logits = self._logits(x, params)
-        float((F.softmax(logits, axis=1).argmax(axis=1) == y).astype(logits.dtype).mean())  # the accuracy, which is reported
+        float(
+            (F.softmax(logits, axis=1).argmax(axis=1) == y).astype(logits.dtype).mean()
+        )  # the accuracy, which is reported
         return F.cross_entropy(logits, y)
 
     def _logits(self, x, params):
         for number, (mean, variance) in enumerate(self._running):
-            weight, bias, scale, shift = params[4 * number:4 * number + 4]
+            weight, bias, scale, shift = params[4 * number : 4 * number + 4]
             x = F.conv2d(x, weight, bias, padding=1)
             x = F.batch_norm(x, mean, variance, scale, shift, training=True, epsilon=EPSILON)
             x = F.max_pool2d(F.relu(x), kernel_size=2, stride=2)

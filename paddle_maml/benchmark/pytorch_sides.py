@@ -1,4 +1,6 @@
-"""The contestants that compute with PyTorch. Only their own processes import this file, so PyTorch need not be installed."""
+"""The contestants that compute with PyTorch. Only their own processes import this file, so PyTorch need not
+be installed."""
+
 from __future__ import annotations
 
 import torch
@@ -14,11 +16,15 @@ BLOCKS, EPSILON = 4, 1e-5
 def make(contestant, problem, device):
     """The side of a contestant in this process."""
     if device != "cpu" and not torch.cuda.is_available():
-        raise UserError("this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose --device cpu.")
+        raise UserError(
+            "this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose --device cpu."
+        )
     torch.set_num_threads(contestant.threads)
     if contestant.processes > 1:
         dist.init_process_group("gloo")
-    return {"loop": Loop, "channels_last": ChannelsLast, "vmap": Vmap}[contestant.variant](problem, contestant.order, device)
+    return {"loop": Loop, "channels_last": ChannelsLast, "vmap": Vmap}[contestant.variant](
+        problem, contestant.order, device
+    )
 
 
 class _PyTorchSide:
@@ -84,13 +90,16 @@ class Loop(_PyTorchSide):
     """Task by task, backward after each, so that only one task's graph is in memory."""
 
     def meta_gradient(self):
-        """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a float."""
+        """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a
+        float."""
         losses = []
         for task in zip(*self.problem.batch):
             x_spt, y_spt, x_qry, y_qry = (self._tensor(array) for array in task)
             fast = self.parameters
             for _ in range(self.settings.inner_steps):
-                gradients = torch.autograd.grad(F.cross_entropy(_logits(x_spt, fast), y_spt), fast, create_graph=self.order == 2)
+                gradients = torch.autograd.grad(
+                    F.cross_entropy(_logits(x_spt, fast), y_spt), fast, create_graph=self.order == 2
+                )
                 fast = [p - self.settings.inner_lr * g for p, g in zip(fast, gradients)]
             loss = F.cross_entropy(_logits(x_qry, fast), y_qry)
             (loss * (self.problem.share / len(self.problem.batch[0]))).backward()
@@ -108,8 +117,9 @@ class ChannelsLast(Loop):
 class Vmap(_PyTorchSide):
     """All tasks at once, by torch.func.
 
-    The second order normalizes with elementary operators: under vmap PyTorch 2.13's own batch norm gives another second derivative than
-    without, and a meta-gradient that is off by 0.3 % (in float64, 2 inner steps). Its first order is right.
+    The second order normalizes with elementary operators: under vmap PyTorch 2.13's own batch norm gives
+    another second derivative than without, and a meta-gradient that is off by 0.3 % (in float64, 2 inner
+    steps). Its first order is right.
     """
 
     def meta_gradient(self):
@@ -142,7 +152,7 @@ def _elementary_batch_norm(x, scale, shift):
 
 def _logits(x, params, normalize=_batch_norm):
     for number in range(BLOCKS):
-        weight, bias, scale, shift = params[4 * number:4 * number + 4]
+        weight, bias, scale, shift = params[4 * number : 4 * number + 4]
         x = normalize(F.conv2d(x, weight, bias, padding=1), scale, shift)
         x = F.max_pool2d(F.relu(x), 2)
     return x.flatten(1) @ params[-2] + params[-1]

@@ -1,4 +1,5 @@
 """This library's time and memory against tasks, inner steps, n_way and processes."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -14,8 +15,12 @@ _SETTINGS = {TASKS: "meta_batch", INNER_STEPS: "inner_steps", N_WAY: "n_way"}
 
 def sweeps(settings):
     """The values of each quantity; the others stay at their settings, with one process."""
-    return {TASKS: _doubling(settings.meta_batch), INNER_STEPS: [1, 2, 5, 10, 20], N_WAY: [2, 5, 10, 20],
-            PROCESSES: _doubling(settings.processes)}
+    return {
+        TASKS: _doubling(settings.meta_batch),
+        INNER_STEPS: [1, 2, 5, 10, 20],
+        N_WAY: [2, 5, 10, 20],
+        PROCESSES: _doubling(settings.processes),
+    }
 
 
 def _doubling(last):
@@ -40,13 +45,21 @@ def scale(settings, values, orders, threads, device, warmup, repeat, announce):
     measured, rows = {}, []
     for quantity, points in values.items():
         for value in points:
-            point = dataclasses.replace(settings, **{_SETTINGS[quantity]: value}) if quantity in _SETTINGS else settings
+            point = (
+                dataclasses.replace(settings, **{_SETTINGS[quantity]: value})
+                if quantity in _SETTINGS
+                else settings
+            )
             for order in orders:
-                contestant = Contestant(OURS, VARIANTS[OURS][0], order, value if quantity == PROCESSES else 1, threads)
+                contestant = Contestant(
+                    OURS, VARIANTS[OURS][0], order, value if quantity == PROCESSES else 1, threads
+                )
                 if (point, contestant) not in measured:
                     announce(f"measuring {quantity} {value}, order {order}")
                     problem, _ = make_problem(point)
-                    [measured[point, contestant]] = measure([contestant], problem, device, LossCheck(), warmup, repeat)
+                    [measured[point, contestant]] = measure(
+                        [contestant], problem, device, LossCheck(), warmup, repeat
+                    )
                 rows.append({"quantity": quantity, "value": value, **measured[point, contestant]})
     return rows
 
@@ -55,11 +68,16 @@ def draw(rows, path):
     """Write the rows of `scale` as a picture: time above, memory below, a column for each quantity."""
     quantities = list(dict.fromkeys(row["quantity"] for row in rows))
     panels = []
-    for measure_name, title, unit in (("median_s", "seconds a meta-iteration", 1), ("peak_memory_bytes", "peak memory above imports, MiB", 1 << 20)):
+    for measure_name, title, unit in (
+        ("median_s", "seconds a meta-iteration", 1),
+        ("peak_memory_bytes", "peak memory above imports, MiB", 1 << 20),
+    ):
         for quantity in quantities:
             lines = {}
             for row in rows:
                 if row["quantity"] == quantity and row[measure_name] is not None:
-                    lines.setdefault(f"order {row['order']}", []).append((row["value"], row[measure_name] / unit))
+                    lines.setdefault(f"order {row['order']}", []).append(
+                        (row["value"], row[measure_name] / unit)
+                    )
             panels.append((f"{quantity}: {title}", lines, 0))
     write_whole(path, png(draw_plots(panels, columns=len(quantities))))

@@ -1,8 +1,9 @@
 """A contestant's processes: `Team` starts them and gives the commands, `work` is what each of them does.
 
-A contestant of several processes divides the tasks of the meta-batch among them and adds the gradients by its own framework's
-gloo backend, one message for all parameters.
+A contestant of several processes divides the tasks of the meta-batch among them and adds the gradients by its
+own framework's gloo backend, one message for all parameters.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -14,13 +15,13 @@ import socket
 import time
 
 from ..engine.device import prepare
-from ..errors import UserError
 from ..engine.parallel import CPU_ENVIRONMENT
+from ..errors import UserError
 from .contestants import PYTORCH
 
 RUN, MEMORY, LOSSES = "run", "memory", "losses"
-# Meta-iterations of a turn, back to back: the first one after another contestant's turn finds the caches full of that one's data,
-# which in training happens once.
+# Meta-iterations of a turn, back to back: the first one after another contestant's turn finds the caches full
+# of that one's data, which in training happens once.
 TURN = 3
 
 
@@ -57,12 +58,14 @@ class Team:
             raise
 
     def run(self):
-        """One turn, each meta-iteration from the initial weights: (their mean seconds in the slowest process, loss)."""
+        """One turn, each meta-iteration from the initial weights: (their mean seconds in the slowest process,
+        loss)."""
         seconds, losses = zip(*self._ask(RUN))
         return max(seconds), losses[0]
 
     def memory(self):
-        """Bytes that all processes took at their peak above what the imports take; None where the system does not tell."""
+        """Bytes that all processes took at their peak above what the imports take; None where the system does
+        not tell."""
         peaks = self._ask(MEMORY)
         return None if None in peaks else sum(peaks)
 
@@ -104,8 +107,10 @@ class Team:
                     answers[rank] = connection.recv()
                 except (EOFError, ConnectionResetError):
                     self._processes[rank].join()
-                    raise UserError(f"A process of {self.contestant} ended with status {self._processes[rank].exitcode}; "
-                                    "if the memory did not suffice, lower --tasks.") from None
+                    raise UserError(
+                        f"A process of {self.contestant} ended with status {self._processes[rank].exitcode}; "
+                        "if the memory did not suffice, lower --tasks."
+                    ) from None
                 if isinstance(answers[rank], str):
                     raise UserError(f"{self.contestant}: {answers[rank]}")
         return answers
@@ -114,14 +119,25 @@ class Team:
 @contextlib.contextmanager
 def _environment(contestant, rank, port):
     """The environment that a process is to be started in: most of it is read before any line of ours runs."""
-    variables = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(contestant.threads))
+    variables = dict.fromkeys(
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(contestant.threads)
+    )
     # Frameworks differ in when they round to TF32; here all compute in float32.
     variables["NVIDIA_TF32_OVERRIDE"] = "0"
     if contestant.processes > 1:
         endpoints = [f"127.0.0.1:{port + number}" for number in range(contestant.processes)]
-        variables.update(PADDLE_TRAINER_ID=str(rank), PADDLE_TRAINERS_NUM=str(contestant.processes), PADDLE_MASTER=endpoints[0],
-                         PADDLE_CURRENT_ENDPOINT=endpoints[rank], PADDLE_TRAINER_ENDPOINTS=",".join(endpoints), PADDLE_DISTRI_BACKEND="gloo",
-                         RANK=str(rank), WORLD_SIZE=str(contestant.processes), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        variables.update(
+            PADDLE_TRAINER_ID=str(rank),
+            PADDLE_TRAINERS_NUM=str(contestant.processes),
+            PADDLE_MASTER=endpoints[0],
+            PADDLE_CURRENT_ENDPOINT=endpoints[rank],
+            PADDLE_TRAINER_ENDPOINTS=",".join(endpoints),
+            PADDLE_DISTRI_BACKEND="gloo",
+            RANK=str(rank),
+            WORLD_SIZE=str(contestant.processes),
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(port),
+        )
         if contestant.tuned_allocator:
             variables["GLIBC_TUNABLES"] = CPU_ENVIRONMENT["GLIBC_TUNABLES"]  # as run_processes does for users
     before = dict(os.environ)
@@ -134,7 +150,8 @@ def _environment(contestant, rank, port):
 
 
 def work(connection, contestant, device):
-    """The life of a process: set up, import, then answer commands until the other end of the connection is closed."""
+    """The life of a process: set up, import, then answer commands until the other end of the connection is
+    closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business
     if contestant.tuned_allocator:
         prepare()

@@ -1,22 +1,23 @@
 """The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
+
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import signal
 import sys
 import time
 
 from ..engine.background import Interrupted
 from ..engine.device import cores, gpu_count, import_paddle, prepare, select_device, signals_go_to
+from ..engine.parallel import launched, run_processes, started_rank
+from ..engine.settings import PRESETS, CommandLine, Settings, flag, settings_from_dict, settings_from_preset
 from ..errors import UserError
 from ..files import check_target
-from ..engine.parallel import launched, run_processes, started_rank
 from ..report.log import ANALYSIS
-from ..engine.settings import PRESETS, CommandLine, Settings, flag, settings_from_dict, settings_from_preset
 
-# Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a mistyped option.
+# Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a
+# mistyped option.
 
 FAILED, STOPPED = 2, 130
 
@@ -55,7 +56,9 @@ def run_command(command, argument):
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
-        return _fail("There is not enough memory for these settings; lower --chunk, --distortions, or what makes the network or an episode large.")
+        return _fail(
+            "There is not enough memory for these settings; lower --chunk, --distortions, or what makes the network or an episode large."
+        )
     except Interrupted as stop:
         if not started_rank():
             _complain(stop)
@@ -67,7 +70,8 @@ def run_command(command, argument):
 
 @contextlib.contextmanager
 def _stoppable():
-    """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who started them."""
+    """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who
+    started them."""
     if launched():
         yield
         return
@@ -91,7 +95,10 @@ def _stoppable():
 def _standard_streams():
     """Standard streams that go nowhere where there are none, as after `>&-`."""
     with contextlib.ExitStack() as opened:
-        for name, redirect in (("stdout", contextlib.redirect_stdout), ("stderr", contextlib.redirect_stderr)):
+        for name, redirect in (
+            ("stdout", contextlib.redirect_stdout),
+            ("stderr", contextlib.redirect_stderr),
+        ):
             if getattr(sys, name) is None:
                 opened.enter_context(redirect(opened.enter_context(open(os.devnull, "w"))))
         yield
@@ -137,15 +144,15 @@ def _fail(message):
 
 
 def _train(arguments):
-    parser = CommandLine(prog="train.py", description="Train MAML on Omniglot. Presets: " + ", ".join(PRESETS) + ".")
+    parser = CommandLine(
+        prog="train.py", description="Train MAML on Omniglot. Presets: " + ", ".join(PRESETS) + "."
+    )
     parser.add_settings()
     given = parser.parse(arguments)
     settings = settings_from_preset(**given)
     import_paddle()
-    from ..engine import assembly
-    from ..engine import checkpoint
     from .. import pretrained
-    from ..engine import training
+    from ..engine import assembly, checkpoint, training
 
     # Paths are stored with the run, which may be resumed from another folder.
     for name in ("data_dir", "start_from"):
@@ -156,21 +163,26 @@ def _train(arguments):
 
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if stored:
-        # What is not given anew is taken from the run, wherever its folder is now. Not the device, which depends on the machine; but the
-        # number of processes and the chunk, which decide in what order gradients are summed.
+        # What is not given anew is taken from the run, wherever its folder is now. Not the device, which
+        # depends on the machine; but the number of processes and the chunk, which decide in what order
+        # gradients are summed.
         here = {"device": Settings.device, **({"processes": None} if launched() else {})}
         settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
     if launched():
         if settings.processes not in (None, 1):
-            raise UserError(f"processes is {settings.processes}, but the launcher has started the processes already; leave it out.")
+            raise UserError(
+                f"processes is {settings.processes}, but the launcher has started the processes already; leave it out."
+            )
         return _train_one(settings)
     device = select_device(settings.device, announce=lambda line: None)
     processes = settings.processes or (cores() if device == "cpu" else 1)
     if processes == 1:
         return _train_one(settings)
     if device != "cpu" and (settings.device != "auto" or processes > gpu_count()):
-        raise UserError(f"processes is {processes} with device {settings.device}, but each process takes a GPU of its own and {gpu_count()} "
-                        "can be seen: use --device auto and as many processes at most.")
+        raise UserError(
+            f"processes is {processes} with device {settings.device}, but each process takes a GPU of its own and {gpu_count()} "
+            "can be seen: use --device auto and as many processes at most."
+        )
     # What can be refused is refused here, once, and the images are cached before all processes want them.
     training.refuse_other_run(settings)
     if not stored:
@@ -191,20 +203,41 @@ def train_member(settings):
 
 
 # The settings that matter to an evaluation, and the options that are named differently there.
-_EVALUATED = ("dataset", "data_dir", "split_rule", "preprocessing", "n_way", "k_shot", "architecture", "width", "image_size", "inner_lr", "adapted",
-              "test_inner_steps", "test_episodes", "test_k_query", "seed", "device", "chunk")
-_EVAL_OPTIONS = {"test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
-                 "test_k_query": ("--k-query", "query images of each class"),
-                 "test_inner_steps": ("--inner-steps", "gradient steps on the support set; default: those of the run's tests"),
-                 "seed": ("--seed", "decides the episodes")}
+_EVALUATED = (
+    "dataset",
+    "data_dir",
+    "split_rule",
+    "preprocessing",
+    "n_way",
+    "k_shot",
+    "architecture",
+    "width",
+    "image_size",
+    "inner_lr",
+    "adapted",
+    "test_inner_steps",
+    "test_episodes",
+    "test_k_query",
+    "seed",
+    "device",
+    "chunk",
+)
+_EVAL_OPTIONS = {
+    "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
+    "test_k_query": ("--k-query", "query images of each class"),
+    "test_inner_steps": (
+        "--inner-steps",
+        "gradient steps on the support set; default: those of the run's tests",
+    ),
+    "seed": ("--seed", "decides the episodes"),
+}
 
 
 def _evaluate(arguments):
     asked, given = _evaluation_options(arguments)
     import_paddle()
-    from ..engine import assembly
-    from ..engine import checkpoint
     from .. import pretrained
+    from ..engine import assembly, checkpoint
     from ..report.log import write_json
 
     name, part = asked["pretrained"], asked["part"]
@@ -212,22 +245,36 @@ def _evaluate(arguments):
     if origin:
         _refuse_other_network(given, origin.settings)
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    stored = {**(origin.settings if origin else Settings()).as_dict(), "device": Settings.device, "test_episodes": Settings.test_episodes}
+    stored = {
+        **(origin.settings if origin else Settings()).as_dict(),
+        "device": Settings.device,
+        "test_episodes": Settings.test_episodes,
+    }
     settings = settings_from_dict({**stored, **given})
     if settings.learn_inner_lr and "inner_lr" in given:
-        raise UserError(f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out.")
+        raise UserError(
+            f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."
+        )
     device = select_device(settings.device)
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts[part])
     checkpoint.load_weights(learner, weights)
     seen = assembly.classes_trained_on(origin, settings, part) if part != "train" else 0
     if seen:
-        print(f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little.")
+        print(
+            f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little."
+        )
     elif seen is None:
-        print("Note: it is not known which classes these weights were trained on, as of any file of weights on its own; if on classes of this "
-              "split, their accuracy on it says little.")
-    about = {"weights": name or os.path.abspath(weights), "classes_trained_on": seen, "environment": assembly.environment(device),
-             "settings": settings.as_dict()}
+        print(
+            "Note: it is not known which classes these weights were trained on, as of any file of weights on its own; if on classes of this "
+            "split, their accuracy on it says little."
+        )
+    about = {
+        "weights": name or os.path.abspath(weights),
+        "classes_trained_on": seen,
+        "environment": assembly.environment(device),
+        "settings": settings.as_dict(),
+    }
     if asked["analyse"]:
         report = _analyse(learner, settings, parts, rule, part, about, asked["analyse"])
     else:
@@ -237,22 +284,46 @@ def _evaluate(arguments):
 
 
 def _refuse_other_network(given, trained):
-    """UserError if the settings that are given are of another network than the one that was trained; the shapes of weights do not tell all.
-    Training may go on with images of another size (`training.start_weights`), but testing with them says nothing of what was trained."""
+    """UserError if the settings that are given are of another network than the one that was trained; the
+    shapes of weights do not tell all. Training may go on with images of another size
+    (`training.start_weights`), but testing with them says nothing of what was trained."""
     for name in ("n_way", "architecture", "width", "image_size"):
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
-            raise UserError(f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out.")
+            raise UserError(
+                f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out."
+            )
 
 
 def _evaluation_options(arguments):
     """The command line of eval.py: (what is asked for, settings that are given), two dicts."""
-    parser = CommandLine(prog="eval.py", description="Evaluate trained weights. Settings that are not given are those of the run the weights "
-                         "come from, or the defaults below for a file on its own.")
-    parser.add_argument("--weights", metavar="PATH", help="run folder, checkpoint folder, .pdparams, or the competition's weights")
-    parser.add_argument("--pretrained", metavar="NAME", help="instead of --weights: weights that come with the library, such as 5way-1shot")
-    parser.add_argument("--split", dest="part", choices=("train", "val", "test"), default="test", help="classes to draw episodes from (default test)")
-    parser.add_argument("--analyse", metavar="FOLDER", help="instead: a table of what one accuracy leaves out (batch statistics, inner steps and "
-                        "rates, classes of one alphabet, confusions); FOLDER gets it as JSON, and pictures")
+    parser = CommandLine(
+        prog="eval.py",
+        description="Evaluate trained weights. Settings that are not given are those of the run the weights "
+        "come from, or the defaults below for a file on its own.",
+    )
+    parser.add_argument(
+        "--weights",
+        metavar="PATH",
+        help="run folder, checkpoint folder, .pdparams, or the competition's weights",
+    )
+    parser.add_argument(
+        "--pretrained",
+        metavar="NAME",
+        help="instead of --weights: weights that come with the library, such as 5way-1shot",
+    )
+    parser.add_argument(
+        "--split",
+        dest="part",
+        choices=("train", "val", "test"),
+        default="test",
+        help="classes to draw episodes from (default test)",
+    )
+    parser.add_argument(
+        "--analyse",
+        metavar="FOLDER",
+        help="instead: a table of what one accuracy leaves out (batch statistics, inner steps and "
+        "rates, classes of one alphabet, confusions); FOLDER gets it as JSON, and pictures",
+    )
     parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
@@ -275,7 +346,9 @@ def _score(learner, settings, parts, rule, part, about):
     from ..engine.evaluation import evaluate
     from ..report.log import evaluation_table
 
-    result = evaluate(learner, evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test)
+    result = evaluate(
+        learner, evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test
+    )
     report = {"evaluation": describe(result, settings, parts[part], rule, part), **about}
     print(evaluation_table(report["evaluation"]))
     return report
@@ -285,8 +358,13 @@ def _analyse(learner, settings, parts, rule, part, about, folder):
     """As `_score`, of an analysis, which is also written, with pictures, into a folder."""
     from ..engine.analysis import analyse, analysis_table, write_analysis
 
-    analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr))
-    report = {"analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis}, **about}
+    analysis, predictions = analyse(
+        learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr)
+    )
+    report = {
+        "analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis},
+        **about,
+    }
     print(analysis_table(analysis))
     write_analysis(folder, report, predictions)
     print(f"Pictures and JSON: {folder}")

@@ -1,19 +1,25 @@
-"""Distorted copies of training drawings, after the affine distortions of Koch et al. 2015, "Siamese neural networks for one-shot image
-recognition". Theirs are composed of a rotation, shears, scales and shifts; here the entries of the affine map are drawn themselves.
+"""Distorted copies of training drawings, after the affine distortions of Koch et al. 2015, "Siamese neural
+networks for one-shot image recognition". Theirs are composed of a rotation, shears, scales and shifts; here
+the entries of the affine map are drawn themselves.
 
-The rule, complete enough to make the same copies in any language (all integers are exact; `below` is that of episodes.py):
+The rule, complete enough to make the same copies in any language (all integers are exact; `below` is that of
+episodes.py):
 
 1. The words of class c, its place among all sorted classes, are those of Philox with the key (2015, c).
-2. For copy k = 1, 2, ... and in it for each drawer in order, six draws: a, b, c, d = below(2 * 51 + 1) - 51, then
+2. For copy k = 1, 2, ... and in it for each drawer in order, six draws: a, b, c, d = below(2 * 51 + 1) - 51,
+then
    y, x = below(2 * 6 + 1) - 6.
 3. The copy's pixel (row i, column j) is the drawing's pixel at
        row    s + y + (256 + a) * (i - s) / 256 + b * (j - s) / 256,
        column s + x + c * (i - s) / 256 + (256 + d) * (j - s) / 256,     s = (side - 1) / 2,
    each rounded to the nearest whole number, halves up; outside the drawing there is paper.
 
-So each entry of the affine matrix is off by up to 0.2, and the drawing moves by up to 6 of 105 pixels; ink stays ink and paper paper. An
-episode may hold a drawing and its copy, or two copies, also one as support and one as query image: in training alone.
+So each entry of the affine matrix is off by up to 0.2, and the drawing moves by up to 6 of 105 pixels; ink
+stays ink and paper paper. An
+episode may hold a drawing and its copy, or two copies, also one as support and one as query image: in
+    training alone.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -41,9 +47,16 @@ def with_distorted_copies(drawings, copies, number):
 
 def _distort(drawings, draws):
     side = drawings.shape[-1]
-    numbers = np.array([[draws.below(2 * most + 1) - most for most in 4 * [MOST_SLOPE] + 2 * [MOST_SHIFT]] for _ in drawings], np.int32)
+    numbers = np.array(
+        [
+            [draws.below(2 * most + 1) - most for most in 4 * [MOST_SLOPE] + 2 * [MOST_SHIFT]]
+            for _ in drawings
+        ],
+        np.int32,
+    )
     a, b, c, d, y, x = numbers.T[:, :, None, None]
-    # Twice the distance from the centre, which for an even side lies between pixels; so the sums are in 1/512 of a pixel.
+    # Twice the distance from the centre, which for an even side lies between pixels; so the sums are in 1/512
+    # of a pixel.
     rows = 2 * np.arange(side, dtype=np.int32)[:, None] - (side - 1)
     columns = rows.T
     centre = 256 * (side - 1) + 256  # with the half that makes the shift by 9 bits round to the nearest

@@ -1,7 +1,8 @@
 """Downloading a file.
 
-Not with paddle.utils.download.get_path_from_url (2.6 and 3.3 alike): it waits for ever on a host that stops answering, leaves the
-half file or the file with the wrong checksum behind, and under paddle.distributed all ranks but one wait for ever when it fails.
+Not with paddle.utils.download.get_path_from_url (2.6 and 3.3 alike): it waits for ever on a host that stops
+answering, leaves the half file or the file with the wrong checksum behind, and under paddle.distributed all
+ranks but one wait for ever when it fails.
 """
 
 from __future__ import annotations
@@ -56,5 +57,8 @@ def _read_with_progress(response, url):
         data += chunk
         if len(data) - shown >= 1 << 20 or len(data) == total:
             shown = len(data)
-            print(f"{url}: {shown / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"), file=sys.stderr)
+            print(
+                f"{url}: {shown / 1e6:.1f}" + (f" of {total / 1e6:.1f} MB" if total else " MB"),
+                file=sys.stderr,
+            )
     raise ValueError(f"more than {MAX_BYTES} bytes")

@@ -1,4 +1,5 @@
-"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): find or download it, check it, decode it, keep the result in a cache."""
+"""Omniglot (Lake, Salakhutdinov, Tenenbaum 2015): find or download it, check it, decode it, keep the result
+in a cache."""
 
 from __future__ import annotations
 
@@ -20,33 +21,77 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from ..engine.settings import CommandLine
+from ..errors import UserError
+from ..files import write_whole
 from .distortion import with_distorted_copies
 from .download import MAX_BYTES, fetch
 from .episodes import ImageSet
-from ..errors import UserError
-from ..files import write_whole
 from .preprocessing import check_rule, resize
-from ..engine.settings import CommandLine
 
 # Lake's alphabets and their numbers of characters; the two parts are his two zips.
 BACKGROUND = {
-    "Alphabet_of_the_Magi": 20, "Anglo-Saxon_Futhorc": 29, "Arcadian": 26, "Armenian": 41, "Asomtavruli_(Georgian)": 40,
-    "Balinese": 24, "Bengali": 46, "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14, "Braille": 26, "Burmese_(Myanmar)": 34,
-    "Cyrillic": 33, "Early_Aramaic": 22, "Futurama": 26, "Grantha": 43, "Greek": 24, "Gujarati": 48, "Hebrew": 22,
-    "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16, "Japanese_(hiragana)": 52, "Japanese_(katakana)": 47, "Korean": 40,
-    "Latin": 26, "Malay_(Jawi_-_Arabic)": 40, "Mkhedruli_(Georgian)": 41, "N_Ko": 33, "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14,
-    "Sanskrit": 42, "Syriac_(Estrangelo)": 23, "Tagalog": 17, "Tifinagh": 55,
+    "Alphabet_of_the_Magi": 20,
+    "Anglo-Saxon_Futhorc": 29,
+    "Arcadian": 26,
+    "Armenian": 41,
+    "Asomtavruli_(Georgian)": 40,
+    "Balinese": 24,
+    "Bengali": 46,
+    "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14,
+    "Braille": 26,
+    "Burmese_(Myanmar)": 34,
+    "Cyrillic": 33,
+    "Early_Aramaic": 22,
+    "Futurama": 26,
+    "Grantha": 43,
+    "Greek": 24,
+    "Gujarati": 48,
+    "Hebrew": 22,
+    "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16,
+    "Japanese_(hiragana)": 52,
+    "Japanese_(katakana)": 47,
+    "Korean": 40,
+    "Latin": 26,
+    "Malay_(Jawi_-_Arabic)": 40,
+    "Mkhedruli_(Georgian)": 41,
+    "N_Ko": 33,
+    "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14,
+    "Sanskrit": 42,
+    "Syriac_(Estrangelo)": 23,
+    "Tagalog": 17,
+    "Tifinagh": 55,
 }
 EVALUATION = {
-    "Angelic": 20, "Atemayar_Qelisayer": 26, "Atlantean": 26, "Aurek-Besh": 26, "Avesta": 26, "Ge_ez": 26, "Glagolitic": 45,
-    "Gurmukhi": 45, "Kannada": 41, "Keble": 26, "Malayalam": 47, "Manipuri": 40, "Mongolian": 30,
-    "Old_Church_Slavonic_(Cyrillic)": 45, "Oriya": 46, "Sylheti": 28, "Syriac_(Serto)": 23, "Tengwar": 25, "Tibetan": 42, "ULOG": 26,
+    "Angelic": 20,
+    "Atemayar_Qelisayer": 26,
+    "Atlantean": 26,
+    "Aurek-Besh": 26,
+    "Avesta": 26,
+    "Ge_ez": 26,
+    "Glagolitic": 45,
+    "Gurmukhi": 45,
+    "Kannada": 41,
+    "Keble": 26,
+    "Malayalam": 47,
+    "Manipuri": 40,
+    "Mongolian": 30,
+    "Old_Church_Slavonic_(Cyrillic)": 45,
+    "Oriya": 46,
+    "Sylheti": 28,
+    "Syriac_(Serto)": 23,
+    "Tengwar": 25,
+    "Tibetan": 42,
+    "ULOG": 26,
 }
 DRAWERS = 20
 SIDE = 105
 
 # The published zips and their md5. A zip already on the disk is not held to it: what counts is the content.
-PARTS = {"images_background": "68d2efa1b9178cc56df9314c21c6e718", "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811"}
+PARTS = {
+    "images_background": "68d2efa1b9178cc56df9314c21c6e718",
+    "images_evaluation": "6b91aef0f799c5bb55b94e3f2daec811",
+}
 HOME = "https://github.com/brendenlake/omniglot"
 SOURCE = "https://raw.githubusercontent.com/brendenlake/omniglot/master/python"
 
@@ -65,30 +110,50 @@ MAX_IMAGE_BYTES = 1 << 16
 
 _IMAGE = re.compile(r"(?:^|/)([^/]+/character\d\d)/\d{4}_(\d\d)\.png$")
 # What zipfile and Pillow raise on damaged files.
-_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, RuntimeError, struct.error, zlib.error, zipfile.BadZipFile, Image.DecompressionBombError)
+_DAMAGE = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    zipfile.BadZipFile,
+    Image.DecompressionBombError,
+)
 
 
 def class_names(alphabets=None):
-    """Sorted names, "Alphabet/characterNN", of the given alphabets (name to number of characters), by default all."""
+    """Sorted names, "Alphabet/characterNN", of the given alphabets (name to number of characters), by default
+    all."""
     alphabets = {**BACKGROUND, **EVALUATION} if alphabets is None else alphabets
-    return [f"{alphabet}/character{i:02d}" for alphabet in sorted(alphabets) for i in range(1, alphabets[alphabet] + 1)]
+    return [
+        f"{alphabet}/character{i:02d}"
+        for alphabet in sorted(alphabets)
+        for i in range(1, alphabets[alphabet] + 1)
+    ]
 
 
-def load_omniglot(data_dir=None, preprocessing="competition", image_size=28, download=True, cache_dir=None, distortions=0):
+def load_omniglot(
+    data_dir=None, preprocessing="competition", image_size=28, download=True, cache_dir=None, distortions=0
+):
     """Loads all of Omniglot.
 
     Args:
-        data_dir: folder with the two zips, or with them unpacked, also below `python/`, or a zip that holds both. Without it: the
-            environment variable OMNIGLOT_DIR, `data/`, the user's cache folder, AI Studio's mounts, a download.
+        data_dir: folder with the two zips, or with them unpacked, also below `python/`, or a zip that holds
+            both. Without it: the environment variable OMNIGLOT_DIR, `data/`, the user's cache folder, AI
+            Studio's mounts, a download.
         preprocessing: "competition" or "antialias", see `preprocessing.resize`.
         image_size: height and width, in pixels.
-        download: whether it may be downloaded, from the folder in the environment variable OMNIGLOT_URL or the published place.
-        cache_dir: where the decoded images are kept; by default `data/cache`, or the user's cache folder if that is read-only.
+        download: whether it may be downloaded, from the folder in the environment variable OMNIGLOT_URL or
+            the published place.
+        cache_dir: where the decoded images are kept; by default `data/cache`, or the user's cache folder if
+            that is read-only.
         distortions: distorted copies of each image, see distortion.py; they follow the 20 drawers' own.
 
     Returns:
-        `ImageSet` of the 1,623 classes in sorted order, uint8 (1623, 20 * (1 + distortions), 1, image_size, image_size), drawers in
-        order 01 to 20.
+        `ImageSet` of the 1,623 classes in sorted order, uint8 (1623, 20 * (1 + distortions), 1, image_size,
+        image_size), drawers in order 01 to 20.
 
     Raises:
         UserError: nothing found; or something missing, damaged or not Omniglot, which is named.
@@ -117,7 +182,8 @@ def digest(images):
 
 
 def _own_folders():
-    """Where downloads and caches may go, in order of preference: `data/` of a clone, the user's cache folder."""
+    """Where downloads and caches may go, in order of preference: `data/` of a clone, the user's cache
+    folder."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "paddle_maml"
     return [DATA_DIR, user] if DATA_DIR.is_dir() else [user]
 
@@ -132,14 +198,18 @@ def _find(data_dir, download):
             return sources
     if given and sources:
         other = next(part for part in PARTS if part != sources[0].stem)
-        raise UserError(f"{given} has {sources[0].name} but no {other}.zip: get it from {HOME}, folder python.")
+        raise UserError(
+            f"{given} has {sources[0].name} but no {other}.zip: get it from {HOME}, folder python."
+        )
     if given or not download:
         raise UserError(f"There is no Omniglot in {', '.join(map(str, folders))}: {_advice(folders[0])}.")
     return _download(_own_folders())
 
 
 def _mounts():
-    return [MOUNTS, *sorted(folder for folder in MOUNTS.iterdir() if folder.is_dir())] if MOUNTS.is_dir() else []
+    return (
+        [MOUNTS, *sorted(folder for folder in MOUNTS.iterdir() if folder.is_dir())] if MOUNTS.is_dir() else []
+    )
 
 
 def _advice(folder):
@@ -148,7 +218,8 @@ def _advice(folder):
 
 
 def _sources_in(path):
-    """Of each part its zip or folder; where there is none, a zip of another name with Omniglot's images in it; else []."""
+    """Of each part its zip or folder; where there is none, a zip of another name with Omniglot's images in
+    it; else []."""
     if path.is_file():
         if path.stem not in PARTS:
             return [path]
@@ -178,7 +249,8 @@ def _identity(sources):
 
 
 def _zip_images(source, stack, name=None):
-    """Yields (class, drawer, where it is, function that reads it) of each image in a zip, or in Lake's zips inside it."""
+    """Yields (class, drawer, where it is, function that reads it) of each image in a zip, or in Lake's zips
+    inside it."""
     name = name or str(source)
     try:
         archive = stack.enter_context(zipfile.ZipFile(source))
@@ -187,7 +259,12 @@ def _zip_images(source, stack, name=None):
     entries = archive.infolist()
     images = [(match, entry) for entry in entries for match in [_IMAGE.search(entry.filename)] if match]
     for match, entry in images:
-        yield match[1], match[2], f"{entry.filename} in {name}", partial(_read_entry, archive, entry, MAX_IMAGE_BYTES)
+        yield (
+            match[1],
+            match[2],
+            f"{entry.filename} in {name}",
+            partial(_read_entry, archive, entry, MAX_IMAGE_BYTES),
+        )
     if not images and isinstance(source, Path):
         for entry in entries:
             if Path(entry.filename).stem in PARTS and entry.filename.endswith(".zip"):
@@ -227,7 +304,8 @@ def _naming(where):
 
 
 def _decode(sources, preprocessing, image_size, distortions):
-    """Reads, checks, distorts and resizes every image: uint8 (classes, drawers and copies, 1, image_size, image_size)."""
+    """Reads, checks, distorts and resizes every image: uint8 (classes, drawers and copies, 1, image_size,
+    image_size)."""
     names = class_names()
     images = np.empty((len(names), DRAWERS * (1 + distortions), 1, image_size, image_size), np.uint8)
     drawings_digest = hashlib.sha256()
@@ -236,10 +314,14 @@ def _decode(sources, preprocessing, image_size, distortions):
         for i, name in enumerate(names):
             drawings = np.stack([_read_drawing(*places[name, drawer]) for drawer in range(1, DRAWERS + 1)])
             drawings_digest.update(np.packbits(drawings > 0))
-            images[i, :, 0] = resize(with_distorted_copies(drawings, distortions, i), preprocessing, image_size)
+            images[i, :, 0] = resize(
+                with_distorted_copies(drawings, distortions, i), preprocessing, image_size
+            )
     if drawings_digest.hexdigest() != DRAWINGS_DIGEST:
         where = " and ".join(map(str, sources))
-        raise UserError(f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips again from {HOME}.")
+        raise UserError(
+            f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips again from {HOME}."
+        )
     return images
 
 
@@ -248,10 +330,14 @@ def _places(sources, stack):
     expected = {(name, drawer) for name in class_names() for drawer in range(1, DRAWERS + 1)}
     places = {}
     for source in sources:
-        for name, drawer, where, read in _zip_images(source, stack) if source.is_file() else _folder_images(source):
+        for name, drawer, where, read in (
+            _zip_images(source, stack) if source.is_file() else _folder_images(source)
+        ):
             image = (name, int(drawer))
             if image not in expected or image in places:
-                raise UserError(f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: use Omniglot as published.")
+                raise UserError(
+                    f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: use Omniglot as published."
+                )
             places[image] = (where, read)
     missing = sorted(expected - places.keys())
     if missing:
@@ -267,10 +353,13 @@ def _read_drawing(where, read):
     """One drawing, uint8 (105, 105), ink 0 and paper 255. The size is checked before any pixel is decoded."""
     with _naming(where):
         data = read()
-        # Decoding skips some of a PNG's checksums; verify() looks at all of them, and leaves its image unusable.
+        # Decoding skips some of a PNG's checksums; verify() looks at all of them, and leaves its image
+        # unusable.
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (SIDE, SIDE):
-                raise UserError(f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: use Omniglot as published.")
+                raise UserError(
+                    f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: use Omniglot as published."
+                )
             image.verify()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             return np.where(np.asarray(image.convert("L")) < 128, 0, 255).astype(np.uint8)
@@ -296,8 +385,10 @@ def _write_cache(folders, name, key, images):
         with contextlib.suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             return write_whole(folder / name, data.getbuffer())
-    warnings.warn(f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.",
-                  stacklevel=3)
+    warnings.warn(
+        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.",
+        stacklevel=3,
+    )
 
 
 def _download(folders):
@@ -309,7 +400,9 @@ def _download(folders):
             with tempfile.TemporaryFile(dir=folder):
                 break
     else:
-        raise UserError(f"No folder for Omniglot can be written to ({', '.join(map(str, folders))}): {_advice('a folder')}.")
+        raise UserError(
+            f"No folder for Omniglot can be written to ({', '.join(map(str, folders))}): {_advice('a folder')}."
+        )
     files = [folder / f"{part}.zip" for part in PARTS]
     for file, md5 in zip(files, PARTS.values()):
         if not file.exists():
@@ -324,8 +417,11 @@ def _download(folders):
 
 
 def _main(arguments):
-    """Checks a copy of Omniglot and prints its digests: `python -m paddle_maml.omniglot --data-dir FOLDER`."""
-    parser = CommandLine(prog="python -m paddle_maml.omniglot", description="Find, check and decode Omniglot.")
+    """Checks a copy of Omniglot and prints its digests: `python -m paddle_maml.omniglot --data-dir
+    FOLDER`."""
+    parser = CommandLine(
+        prog="python -m paddle_maml.omniglot", description="Find, check and decode Omniglot."
+    )
     parser.add_settings(["data_dir"])
     data_dir = parser.parse(arguments).get("data_dir")
     for rule, expected in FINISHED_DIGESTS.items():

@@ -1,4 +1,5 @@
-"""From a drawing (105x105, uint8, ink black on white) to the network's input: resizing, rotation, scaling of the values."""
+"""From a drawing (105x105, uint8, ink black on white) to the network's input: resizing, rotation, scaling of
+the values."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ def resize(images, preprocessing="competition", image_size=28):
 
     Args:
         images: uint8 (N, H, W).
-        preprocessing: "competition" (two taps per axis without anti-aliasing, the arrays the competition published) or
-            "antialias" (Pillow's Lanczos filter, which weighs all pixels under an output pixel).
+        preprocessing: "competition" (two taps per axis without anti-aliasing, the arrays the competition
+            published) or "antialias" (Pillow's Lanczos filter, which weighs all pixels under an output
+            pixel).
         image_size: height and width of the result, in pixels.
 
     Returns:
@@ -36,10 +38,11 @@ def check_rule(preprocessing, image_size):
 
 
 def _resize_two_taps(images, size):
-    """OpenCV's `resize` (INTER_LINEAR) for uint8, in its 11-bit fixed point: bit for bit what the competition published.
+    """OpenCV's `resize` (INTER_LINEAR) for uint8, in its 11-bit fixed point: bit for bit what the competition
+    published.
 
-    Output pixel i mixes the two input pixels around (i + 0.5) * scale - 0.5. The shifts, 4 and 16 and then 2, are where OpenCV
-    drops bits of the 22-bit product; rounding anywhere else changes some pixels by one.
+    Output pixel i mixes the two input pixels around (i + 0.5) * scale - 0.5. The shifts, 4 and 16 and then 2,
+    are where OpenCV drops bits of the 22-bit product; rounding anywhere else changes some pixels by one.
     """
     left, right, keep, take = _taps(images.shape[2], size)
     rows = images.astype(np.int32)
@@ -63,7 +66,9 @@ def _taps(length, size):
 
 
 def _resize_antialias(images, size):
-    return np.stack([np.asarray(Image.fromarray(image).resize((size, size), Image.LANCZOS)) for image in images])
+    return np.stack(
+        [np.asarray(Image.fromarray(image).resize((size, size), Image.LANCZOS)) for image in images]
+    )
 
 
 RULES = {"competition": _resize_two_taps, "antialias": _resize_antialias}

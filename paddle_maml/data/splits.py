@@ -1,6 +1,8 @@
-"""Which classes are for training, validation and testing: rules over class names, never over the order of a file system.
+"""Which classes are for training, validation and testing: rules over class names, never over the order of a
+file system.
 
-`python -m paddle_maml.splits FOLDER` writes the Omniglot splits as readable lists, as they stand in `data/splits`.
+`python -m paddle_maml.splits FOLDER` writes the Omniglot splits as readable lists, as they stand in
+`data/splits`.
 """
 
 from __future__ import annotations
@@ -9,11 +11,11 @@ import random
 import sys
 from pathlib import Path
 
-from .episodes import alphabet_of
+from ..engine.settings import CommandLine
 from ..errors import UserError
 from ..files import write_whole
+from .episodes import alphabet_of
 from .omniglot import BACKGROUND, EVALUATION, class_names
-from ..engine.settings import CommandLine
 
 PARTS = ("train", "val", "test")
 VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
@@ -23,7 +25,8 @@ def split_classes(classes, rule):
     """Divides classes into training, validation and test classes.
 
     Args:
-        classes: names, "Alphabet/characterNN", in any order; for "competition" and "vinyals" all of Omniglot's.
+        classes: names, "Alphabet/characterNN", in any order; for "competition" and "vinyals" all of
+            Omniglot's.
         rule: "competition" (973/325/325), "vinyals" (1028/172/423) or "synthetic" (by alphabet, 60/20/20 %).
 
     Returns:
@@ -40,9 +43,9 @@ def split_classes(classes, rule):
 def _competition(classes):
     """The split of the competition reproduction.
 
-    All names sorted as if in upper case, shuffled by Python's random.Random(1).shuffle, cut into 973, 325 and 325.
-    The published code shuffled a directory listing, which on its author's machine ignored case; this rule gives the same
-    split everywhere.
+    All names sorted as if in upper case, shuffled by Python's random.Random(1).shuffle, cut into 973, 325 and
+    325. The published code shuffled a directory listing, which on its author's machine ignored case; this
+    rule gives the same split everywhere.
     """
     _require_omniglot(classes)
     names = sorted(classes, key=str.upper)
@@ -53,9 +56,9 @@ def _competition(classes):
 def _vinyals(classes):
     """The split that papers after Vinyals et al. (2016) use.
 
-    Background classes sorted by name, then evaluation classes sorted by name; the last 423 (from Gurmukhi/character42 on) are
-    for testing; of the others the alphabets Armenian, Bengali, Early_Aramaic, Hebrew and Mkhedruli_(Georgian) are for
-    validation, and the rest, sorted by name, for training.
+    Background classes sorted by name, then evaluation classes sorted by name; the last 423 (from
+    Gurmukhi/character42 on) are for testing; of the others the alphabets Armenian, Bengali, Early_Aramaic,
+    Hebrew and Mkhedruli_(Georgian) are for validation, and the rest, sorted by name, for training.
     """
     _require_omniglot(classes)
     names = class_names(BACKGROUND) + class_names(EVALUATION)
@@ -65,10 +68,13 @@ def _vinyals(classes):
 
 
 def _synthetic(classes):
-    """Whole alphabets in sorted order: a fifth for testing, a fifth for validation (at least one each), the rest for training."""
+    """Whole alphabets in sorted order: a fifth for testing, a fifth for validation (at least one each), the
+    rest for training."""
     alphabets = sorted({alphabet_of(name) for name in classes})
     if len(alphabets) < 3:
-        raise UserError(f"The synthetic split needs at least 3 alphabets, one for each part, not {len(alphabets)}.")
+        raise UserError(
+            f"The synthetic split needs at least 3 alphabets, one for each part, not {len(alphabets)}."
+        )
     fifth = max(1, len(alphabets) // 5)
     cuts = alphabets[: -2 * fifth], alphabets[-2 * fifth : -fifth], alphabets[-fifth:]
     return tuple([name for name in sorted(classes) if alphabet_of(name) in part] for part in cuts)
@@ -87,11 +93,14 @@ def _require_omniglot(classes):
             f"the first is {(missing + unknown)[0]}."
         )
     if len(classes) != len(expected):
-        raise UserError(f"This split is for the {len(expected)} Omniglot classes, but {len(classes)} were given, some of them twice.")
+        raise UserError(
+            f"This split is for the {len(expected)} Omniglot classes, but {len(classes)} were given, some of them twice."
+        )
 
 
 def format_split(rule):
-    """The Omniglot split of a rule as text: the rule as a comment, then a section for each part with a class on each line."""
+    """The Omniglot split of a rule as text: the rule as a comment, then a section for each part with a class
+    on each line."""
     lines = [f"# {line.strip()}".rstrip() for line in RULES[rule].__doc__.strip().splitlines()]
     for part, names in split_classes(class_names(), rule).items():
         lines += ["", f"[{part}]  # {len(names)} classes", *names]
@@ -99,7 +108,9 @@ def format_split(rule):
 
 
 def _main(arguments):
-    parser = CommandLine(prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists.")
+    parser = CommandLine(
+        prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists."
+    )
     parser.add_argument("folder")
     folder = parser.parse(arguments)["folder"]
     for rule in OMNIGLOT_RULES:

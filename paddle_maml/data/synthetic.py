@@ -1,19 +1,21 @@
-"""Drawn characters shaped as Omniglot (alphabets, characters, 20 drawers, 105x105), for use without any download.
+"""Drawn characters shaped as Omniglot (alphabets, characters, 20 drawers, 105x105), for use without any
+download.
 
-An alphabet has a few shapes of strokes and a habit of joining them; a character is one to four such strokes, smooth curves
-through five points; a drawer has a slant, proportions, a pen and an unsteady hand, and draws each character anew with it.
-The same on every platform: randomness comes from raw Philox words, and the geometry uses only the operations that IEEE 754
-rounds exactly (no sine, logarithm or sum of library order). A line is the pixels near its densely sampled points; Pillow's own
-lines have changed between its versions.
+An alphabet has a few shapes of strokes and a habit of joining them; a character is one to four such strokes,
+smooth curves through five points; a drawer has a slant, proportions, a pen and an unsteady hand, and draws
+each character anew with it.
+The same on every platform: randomness comes from raw Philox words, and the geometry uses only the operations
+that IEEE 754 rounds exactly (no sine, logarithm or sum of library order). A line is the pixels near its
+densely sampled points; Pillow's own lines have changed between its versions.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from ..errors import UserError
 from .distortion import with_distorted_copies
 from .episodes import Draws, ImageSet, check_seed, philox_words
-from ..errors import UserError
 from .preprocessing import check_rule, resize
 
 DRAWERS = 20
@@ -22,7 +24,9 @@ POINTS = 5
 SAMPLES = 160
 
 
-def draw_synthetic(alphabets=15, characters=20, seed=0, preprocessing="competition", image_size=28, distortions=0):
+def draw_synthetic(
+    alphabets=15, characters=20, seed=0, preprocessing="competition", image_size=28, distortions=0
+):
     """Draws the synthetic data set.
 
     Args:
@@ -84,7 +88,8 @@ class _Hand(Draws):
         return total * deviation
 
 
-# Strokes as five points (x to the right, y down): what most scripts are made of. A line is there three times because it is common.
+# Strokes as five points (x to the right, y down): what most scripts are made of. A line is there three times
+# because it is common.
 _LINE = ((0.0, -0.5), (0.0, -0.25), (0.0, 0.0), (0.0, 0.25), (0.0, 0.5))
 _STROKES = (
     _LINE,
@@ -101,7 +106,8 @@ _STROKES = (
 
 
 def _shape(hand, strokes):
-    """A stroke of an alphabet, float64 (5, 2): one of the common ones, turned or mirrored, stretched and bent a little."""
+    """A stroke of an alphabet, float64 (5, 2): one of the common ones, turned or mirrored, stretched and bent
+    a little."""
     shape = np.array(strokes[hand.below(len(strokes))])
     if hand.below(2):
         shape = shape[:, ::-1]
@@ -140,7 +146,8 @@ class _Drawers:
         self.pen = hand.uniform(1.7, 2.1, DRAWERS)
 
     def draw(self, character):
-        """Each drawer's version of a character: sampled lines in pixels, float64 (20, strokes, SAMPLES, 2)."""
+        """Each drawer's version of a character: sampled lines in pixels, float64 (20, strokes, SAMPLES,
+        2)."""
         hand, strokes = self._hand, len(character)
         points = character + self._unsteady * hand.normal(1.0, (DRAWERS, strokes, POINTS, 2))
         points = points + self._unsteady * hand.normal(1.0, (DRAWERS, strokes, 1, 2))
@@ -164,7 +171,8 @@ def _curve(points):
 
 
 def _rasterise(lines, pen):
-    """Inks every pixel whose centre is within the pen's radius of a sample: uint8 (20, 105, 105), ink 0 on 255."""
+    """Inks every pixel whose centre is within the pen's radius of a sample: uint8 (20, 105, 105), ink 0 on
+    255."""
     drawer = np.arange(len(lines))[:, None]
     points = np.clip(lines.reshape(len(lines), -1, 2), 2, SIDE - 3)
     pixels = np.rint(points).astype(np.int64)

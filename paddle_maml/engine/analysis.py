@@ -1,5 +1,6 @@
-"""What one accuracy leaves out: whose statistics batch norm used, how many inner steps of which rate, how alike the classes were and how
-they were turned, and what was mistaken for what."""
+"""What one accuracy leaves out: whose statistics batch norm used, how many inner steps of which rate, how
+alike the classes were and how they were turned, and what was mistaken for what."""
+
 from __future__ import annotations
 
 import contextlib
@@ -7,22 +8,28 @@ import dataclasses
 
 import numpy as np
 
-from .assembly import evaluation_episodes
 from ..data.episodes import EpisodeBuilder, alphabet_of, meta_batch
 from ..errors import UserError
-from .evaluation import Diverged, mean_and_interval, score_episodes
 from ..files import write_together
-from ..report.pictures import draw_matrix, draw_sheet, png, stacked
 from ..report.log import ANALYSIS, json_file
+from ..report.pictures import draw_matrix, draw_sheet, png, stacked
+from .assembly import evaluation_episodes
+from .evaluation import Diverged, mean_and_interval, score_episodes
 
 INNER_STEPS = 10
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 PAIRS, WORST = 10, 6  # classes confused most often, and episodes, that are shown
-EXAMPLES, MISTAKES = 3, 20  # images of each class of a pair, and query images of an episode, that are shown at most
+EXAMPLES, MISTAKES = (
+    3,
+    20,
+)  # images of each class of a pair, and query images of an episode, that are shown at most
 BATCH = 16  # episodes at a time; it changes memory only
 
-BATCH_STATISTICS = {"query": "the whole query set (published protocol)", "one": "the support set and one query image",
-                    "support": "the support set alone"}
+BATCH_STATISTICS = {
+    "query": "the whole query set (published protocol)",
+    "one": "the support set and one query image",
+    "support": "the support set alone",
+}
 # The code of Finn et al. (2017) turns the classes of a test episode too, each by quarter turns drawn for it.
 ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classes of one alphabet"
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
@@ -31,7 +38,8 @@ NO_MISTAKE = "no query image was taken for another class"
 
 @dataclasses.dataclass
 class Predictions:
-    """The labels that were predicted for the query images of episodes 0, 1, ..., (episodes, N), and the true ones, (N,)."""
+    """The labels that were predicted for the query images of episodes 0, 1, ..., (episodes, N), and the true
+    ones, (N,)."""
 
     builder: EpisodeBuilder
     predicted: np.ndarray
@@ -44,7 +52,8 @@ class Predictions:
 
 
 def predict_episodes(learner, builder, episodes, steps, statistics="query"):
-    """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`; raises `Diverged`."""
+    """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`; raises
+    `Diverged`."""
     predicted = []
     for start in range(0, episodes, BATCH):
         x_spt, y_spt, x_qry, y_qry = meta_batch(builder, range(start, min(start + BATCH, episodes)))
@@ -60,7 +69,8 @@ def analyse(learner, settings, images, val_images, announce):
 
     Args:
         learner: a `MetaLearner` with its weights.
-        settings: `Settings`: the episodes' shape and number (test_episodes), the inner steps of testing, the seed.
+        settings: `Settings`: the episodes' shape and number (test_episodes), the inner steps of testing, the
+            seed.
         images: `ImageSet` of the part to test on.
         val_images: that of validation, where inner rates are compared.
         announce: takes a line before each measurement.
@@ -78,7 +88,9 @@ def analyse(learner, settings, images, val_images, announce):
 
     def accuracy(title, make_builder, **options):
         announce(title)
-        return _measured(lambda: predict_episodes(learner, make_builder(), episodes, steps, **options).accuracies)
+        return _measured(
+            lambda: predict_episodes(learner, make_builder(), episodes, steps, **options).accuracies
+        )
 
     by_statistics = [{"statistics": BATCH_STATISTICS["query"], **_summary(predictions.accuracies)}]
     for statistics, meaning in list(BATCH_STATISTICS.items())[1:]:
@@ -91,23 +103,49 @@ def analyse(learner, settings, images, val_images, announce):
     by_factor = []
     for factor in RATE_FACTORS:
         with _inner_rates(learner, factor):
-            by_factor.append({"factor": factor, **accuracy(f"inner rates times {factor:g}, validation classes", lambda: val_builder)})
+            by_factor.append(
+                {
+                    "factor": factor,
+                    **accuracy(f"inner rates times {factor:g}, validation classes", lambda: val_builder),
+                }
+            )
     counts = _counts(predictions)
     worst = np.argsort(predictions.accuracies, kind="stable")[:WORST]
     return {
-        "episodes": episodes, "n_way": settings.n_way, "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": steps,
-        "inner_lr": settings.inner_lr, "learn_inner_lr": settings.learn_inner_lr, "seed": settings.seed,
-        "accuracy_by_batch_statistics": by_statistics, "accuracy_of_rotated_classes": rotated, "accuracy_within_alphabets": one_alphabet,
-        "accuracy_by_inner_steps": by_steps, "accuracy_by_rate_factor": by_factor, "confused": _confused_pairs(builder.classes, *counts),
-        "worst_episodes": [{"episode": int(index), "accuracy": float(predictions.accuracies[index])} for index in worst],
+        "episodes": episodes,
+        "n_way": settings.n_way,
+        "k_shot": settings.k_shot,
+        "k_query": settings.test_k_query,
+        "inner_steps": steps,
+        "inner_lr": settings.inner_lr,
+        "learn_inner_lr": settings.learn_inner_lr,
+        "seed": settings.seed,
+        "accuracy_by_batch_statistics": by_statistics,
+        "accuracy_of_rotated_classes": rotated,
+        "accuracy_within_alphabets": one_alphabet,
+        "accuracy_by_inner_steps": by_steps,
+        "accuracy_by_rate_factor": by_factor,
+        "confused": _confused_pairs(builder.classes, *counts),
+        "worst_episodes": [
+            {"episode": int(index), "accuracy": float(predictions.accuracies[index])} for index in worst
+        ],
     }, predictions
 
 
 def _by_steps(accuracies, losses):
     """Summaries of the columns, which are after 0, 1, ... inner steps."""
     finite = np.isfinite(losses).all(axis=0)
-    return [{"steps": step, **(_summary(accuracies[:, step]) if finite[step] else {"not_measured": "A loss is not a finite number."})}
-            for step in range(accuracies.shape[1])]
+    return [
+        {
+            "steps": step,
+            **(
+                _summary(accuracies[:, step])
+                if finite[step]
+                else {"not_measured": "A loss is not a finite number."}
+            ),
+        }
+        for step in range(accuracies.shape[1])
+    ]
 
 
 def _measured(accuracies):
@@ -125,14 +163,19 @@ def write_analysis(folder, report, predictions):
     matrix = draw_matrix(rates, alphabets, ("alphabet of the class", "alphabet that it was taken for"))
     confusion = stacked([matrix, draw_sheet(_pair_lines(builder, analysis["confused"]))])
     worst = draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in analysis["worst_episodes"]]))
-    write_together(folder, {CONFUSION: png(confusion), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)})
+    write_together(
+        folder, {CONFUSION: png(confusion), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)}
+    )
 
 
 def analysis_table(analysis):
     """The analysis as lines of text."""
-    lines = [f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, {analysis['episodes']} episodes, "
-             "accuracy with 95 % interval; unless the line says otherwise: "
-             f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the tested part", ""]
+    lines = [
+        f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, {analysis['episodes']} episodes, "
+        "accuracy with 95 % interval; unless the line says otherwise: "
+        f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the tested part",
+        "",
+    ]
 
     def add(label, result):
         said = result.get("not_measured") or f"{result['accuracy']:7.2%} +- {result['interval']:.2%}"
@@ -158,7 +201,10 @@ def _summary(accuracies):
 @contextlib.contextmanager
 def _inner_rates(learner, factor):
     """The learner with all inner rates times a factor."""
-    rate, rates = learner.inner_lr, None if learner.inner_rates is None else learner.inner_rates.numpy().copy()
+    rate, rates = (
+        learner.inner_lr,
+        None if learner.inner_rates is None else learner.inner_rates.numpy().copy(),
+    )
     learner.inner_lr = rate * factor
     if rates is not None:
         learner.inner_rates.set_value(rates * np.asarray(factor, rates.dtype))
@@ -171,7 +217,8 @@ def _inner_rates(learner, factor):
 
 
 def _counts(predictions):
-    """How often class i was taken for class j, and how often it could have been: int arrays (classes, classes)."""
+    """How often class i was taken for class j, and how often it could have been: int arrays (classes,
+    classes)."""
     size = len(predictions.builder.classes)
     taken, possible = np.zeros((2, size, size), np.int64)
     for index, predicted in enumerate(predictions.predicted):
@@ -187,7 +234,14 @@ def _confused_pairs(names, taken, possible):
     for flat in np.argsort(-taken, axis=None, kind="stable")[:PAIRS]:
         one, other = np.unravel_index(flat, taken.shape)
         if taken[one, other]:
-            pairs.append({"class": names[one], "taken_for": names[other], "times": int(taken[one, other]), "of": int(possible[one, other])})
+            pairs.append(
+                {
+                    "class": names[one],
+                    "taken_for": names[other],
+                    "times": int(taken[one, other]),
+                    "of": int(possible[one, other]),
+                }
+            )
     return pairs
 
 
@@ -196,8 +250,8 @@ def _sentence(pair):
 
 
 def _confusion_rates(names, taken, possible):
-    """Share of the chances to take a class of one alphabet for another class of one alphabet that were mistakes, (alphabets, alphabets); and
-    the alphabets, sorted."""
+    """Share of the chances to take a class of one alphabet for another class of one alphabet that were
+    mistakes, (alphabets, alphabets); and the alphabets, sorted."""
     own = [alphabet_of(name) for name in names]
     alphabets = sorted(set(own))
     member = np.array([[alphabet == name for name in own] for alphabet in alphabets], np.int64)
@@ -206,7 +260,8 @@ def _confusion_rates(names, taken, possible):
 
 
 def _pair_lines(builder, pairs):
-    """Lines for `draw_sheet`: the first images of the two classes of each pair; without pairs, a line that says so."""
+    """Lines for `draw_sheet`: the first images of the two classes of each pair; without pairs, a line that
+    says so."""
     lines = [] if pairs else [(NO_MISTAKE, [])]
     for pair in pairs:
         cells = []
@@ -218,18 +273,30 @@ def _pair_lines(builder, pairs):
 
 
 def _worst_lines(predictions, indices):
-    """Lines for `draw_sheet`: of each episode the first support image of each class, then the query images that were mistaken."""
+    """Lines for `draw_sheet`: of each episode the first support image of each class, then the query images
+    that were mistaken."""
     lines = []
     for index in indices:
         x_spt, y_spt, x_qry, _ = predictions.builder[index]
         predicted, labels = predictions.predicted[index], predictions.labels
         firsts = [int(np.argmax(y_spt == label)) for label in range(predictions.builder.n_way)]
         wrong = np.flatnonzero(predicted != labels)
-        lines.append((f"episode {index}, {np.mean(predicted == labels):.1%} right; support",
-                      [(_grey(x_spt[first]), str(label)) for label, first in enumerate(firsts)]))
+        lines.append(
+            (
+                f"episode {index}, {np.mean(predicted == labels):.1%} right; support",
+                [(_grey(x_spt[first]), str(label)) for label, first in enumerate(firsts)],
+            )
+        )
         shown = f", the first {MISTAKES}" if len(wrong) > MISTAKES else ""
-        lines.append((f"{len(wrong)} of {len(labels)} mistaken{shown}",
-                      [(_grey(x_qry[number]), f"{labels[number]} as {predicted[number]}") for number in wrong[:MISTAKES]]))
+        lines.append(
+            (
+                f"{len(wrong)} of {len(labels)} mistaken{shown}",
+                [
+                    (_grey(x_qry[number]), f"{labels[number]} as {predicted[number]}")
+                    for number in wrong[:MISTAKES]
+                ],
+            )
+        )
     return lines
 
 

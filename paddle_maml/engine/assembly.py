@@ -1,4 +1,6 @@
-"""From settings to the parts of a run: images, episodes, learner; and how results say what they were measured on."""
+"""From settings to the parts of a run: images, episodes, learner; and how results say what they were measured
+on."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,14 +9,14 @@ import platform
 import numpy as np
 import paddle
 
-from .checkpoint import UNKNOWN
-from .device import cores, processor
 from ..data.episodes import EpisodeBuilder, ImageSet
-from ..learners.maml import MetaLearner
-from ..networks.conv4 import MAML
 from ..data.omniglot import class_names, load_omniglot
 from ..data.splits import OMNIGLOT_RULES, split_classes
 from ..data.synthetic import draw_synthetic
+from ..learners.maml import MetaLearner
+from ..networks.conv4 import MAML
+from .checkpoint import UNKNOWN
+from .device import cores, processor
 
 
 def load_images(settings):
@@ -29,7 +31,8 @@ def load_images(settings):
 
 
 def load_training_images(settings):
-    """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own images."""
+    """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own
+    images."""
     parts, rule = _load(settings, settings.distortions)
     for part in ("val", "test"):
         images = parts[part]
@@ -39,16 +42,23 @@ def load_training_images(settings):
 
 
 def _load(settings, distortions):
-    how = {"preprocessing": settings.preprocessing, "image_size": settings.image_size, "distortions": distortions}
+    how = {
+        "preprocessing": settings.preprocessing,
+        "image_size": settings.image_size,
+        "distortions": distortions,
+    }
     if settings.dataset == "synthetic":
         images, rule = draw_synthetic(**how), "synthetic"
     else:
         images, rule = load_omniglot(settings.data_dir, **how), settings.split_rule
-    return {part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()}, rule
+    return {
+        part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()
+    }, rule
 
 
 def classes_trained_on(origin, settings, part):
-    """How many classes of a part of the split weights were trained on, or those that they started from; None if it is not known.
+    """How many classes of a part of the split weights were trained on, or those that they started from; None
+    if it is not known.
 
     Args:
         origin: the `Origin` of the weights; None if it is not known.
@@ -56,9 +66,18 @@ def classes_trained_on(origin, settings, part):
         part: "val" or "test".
     """
     names = set([UNKNOWN] if origin is None else origin.trained_on)
-    rules = {dataclasses.replace(settings, dataset="omniglot", split_rule=rule).trains_on: rule for rule in OMNIGLOT_RULES}
-    held_back = set(split_classes(class_names(), settings.split_rule)[part]) if settings.dataset == "omniglot" else set()
-    seen = {name for known in names & set(rules) for name in split_classes(class_names(), rules[known])["train"]} & held_back
+    rules = {
+        dataclasses.replace(settings, dataset="omniglot", split_rule=rule).trains_on: rule
+        for rule in OMNIGLOT_RULES
+    }
+    held_back = (
+        set(split_classes(class_names(), settings.split_rule)[part])
+        if settings.dataset == "omniglot"
+        else set()
+    )
+    seen = {
+        name for known in names & set(rules) for name in split_classes(class_names(), rules[known])["train"]
+    } & held_back
     # Drawn characters are none of Omniglot's, and always divided in the same way.
     sure = names <= {*rules, dataclasses.replace(settings, dataset="synthetic").trains_on}
     return len(seen) or (0 if sure else None)
@@ -66,27 +85,64 @@ def classes_trained_on(origin, settings, part):
 
 def make_learner(settings, images):
     """A learner with fresh weights, drawn from Paddle's random state, for images of the given `ImageSet`."""
-    net = MAML(n_way=settings.n_way, in_channels=images.images[0].shape[1], width=settings.width, image_size=settings.image_size,
-               architecture=settings.architecture)
-    return MetaLearner(net, inner_steps=settings.inner_steps, inner_lr=settings.inner_lr, order=settings.order, chunk=settings.chunk,
-                       learn_inner_lr=settings.learn_inner_lr, adapted=settings.adapted)
+    net = MAML(
+        n_way=settings.n_way,
+        in_channels=images.images[0].shape[1],
+        width=settings.width,
+        image_size=settings.image_size,
+        architecture=settings.architecture,
+    )
+    return MetaLearner(
+        net,
+        inner_steps=settings.inner_steps,
+        inner_lr=settings.inner_lr,
+        order=settings.order,
+        chunk=settings.chunk,
+        learn_inner_lr=settings.learn_inner_lr,
+        adapted=settings.adapted,
+    )
 
 
 def evaluation_episodes(settings, images, rotations=False, within_alphabet=False):
-    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`. The rest is as for `EpisodeBuilder`; validation and
-    test leave it out."""
-    return EpisodeBuilder(images, settings.n_way, settings.k_shot, settings.test_k_query, seed=settings.seed, rotations=rotations,
-                          within_alphabet=within_alphabet)
+    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`. The rest is as for
+    `EpisodeBuilder`; validation and test leave it out."""
+    return EpisodeBuilder(
+        images,
+        settings.n_way,
+        settings.k_shot,
+        settings.test_k_query,
+        seed=settings.seed,
+        rotations=rotations,
+        within_alphabet=within_alphabet,
+    )
 
 
 def environment(device):
     """Versions and device, as reports and checkpoints state them."""
-    return {"paddle": paddle.__version__, "numpy": np.__version__, "python": platform.python_version(), "platform": platform.platform(),
-            "processor": processor(), "cores": cores(), "device": device}
+    return {
+        "paddle": paddle.__version__,
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": processor(),
+        "cores": cores(),
+        "device": device,
+    }
 
 
 def describe(result, settings, images, rule, part):
     """A result of `evaluate` with what it was measured on."""
-    return {"dataset": images.name, "split_rule": rule, "split": part, "classes": len(images.classes), "n_way": settings.n_way,
-            "k_shot": settings.k_shot, "k_query": settings.test_k_query, "inner_steps": settings.steps_at_test,
-            "inner_lr": settings.inner_lr, "learn_inner_lr": settings.learn_inner_lr, "seed": settings.seed, **result}
+    return {
+        "dataset": images.name,
+        "split_rule": rule,
+        "split": part,
+        "classes": len(images.classes),
+        "n_way": settings.n_way,
+        "k_shot": settings.k_shot,
+        "k_query": settings.test_k_query,
+        "inner_steps": settings.steps_at_test,
+        "inner_lr": settings.inner_lr,
+        "learn_inner_lr": settings.learn_inner_lr,
+        "seed": settings.seed,
+        **result,
+    }

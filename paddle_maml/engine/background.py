@@ -1,4 +1,5 @@
 """What goes on beside the loop: building meta-batches ahead, and listening for the wish to stop."""
+
 from __future__ import annotations
 
 import contextlib

@@ -1,4 +1,6 @@
-"""Weights and training state on disk: checkpoint sets written whole or not at all, and what is read from them put to use."""
+"""Weights and training state on disk: checkpoint sets written whole or not at all, and what is read from them
+put to use."""
+
 from __future__ import annotations
 
 import os
@@ -35,8 +37,8 @@ class Origin(typing.NamedTuple):
 
 
 def origin_of(settings, stored):
-    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older ones do not say what the weights
-    that they started from were trained on."""
+    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older
+    ones do not say what the weights that they started from were trained on."""
     names = stored.get("trained_on", [UNKNOWN] if stored.get("start_sha256") else [])
     sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
     return Origin(settings, sorted({settings.trains_on, *(names if sound else [UNKNOWN])}))
@@ -48,7 +50,8 @@ def origin_of(settings, stored):
 def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
     """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
 
-    The set appears with one rename after everything is on the disk, so a process killed at any moment leaves the old set or the new one.
+    The set appears with one rename after everything is on the disk, so a process killed at any moment leaves
+    the old set or the new one.
 
     Args:
         run_folder: the run's folder, which exists.
@@ -56,7 +59,8 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
         weights: the learner's state_dict.
         best: the state_dict with the best validation accuracy so far.
         optimizer: the meta-optimizer's state, see `optimizer_state`.
-        states: dict of plain values: iteration, settings, and what else the training needs. The digests of the other files are added.
+        states: dict of plain values: iteration, settings, and what else the training needs. The digests of
+            the other files are added.
     Returns:
         Path of the new set.
     """
@@ -67,7 +71,12 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
     os.mkdir(partial)
     try:
         digests = {}
-        for name, content in ((WEIGHTS, weights), (BEST, best), (OPTIMIZER, optimizer), (STATES, {**states, "sha256": digests})):
+        for name, content in (
+            (WEIGHTS, weights),
+            (BEST, best),
+            (OPTIMIZER, optimizer),
+            (STATES, {**states, "sha256": digests}),
+        ):
             path = os.path.join(partial, name)
             paddle.save(content, path)
             files.sync(path)
@@ -84,7 +93,8 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
 
 
 def newest_checkpoint(run_folder):
-    """Path of the newest checkpoint set in a run folder, or None; raises UserError if all that is there of a set lacks files."""
+    """Path of the newest checkpoint set in a run folder, or None; raises UserError if all that is there of a
+    set lacks files."""
     sets, damaged = _sets(run_folder)
     if damaged and not sets:
         path, missing = damaged[-1]
@@ -119,8 +129,8 @@ def _remove(run_folder, path):
 
 
 def _sets(run_folder):
-    """The checkpoint sets, oldest first: a list of paths, and one of (path, a missing file) of those that were damaged. What holds other
-    files is somebody else's: other programs name their checkpoints so too."""
+    """The checkpoint sets, oldest first: a list of paths, and one of (path, a missing file) of those that
+    were damaged. What holds other files is somebody else's: other programs name their checkpoints so too."""
     sets, damaged = [], []
     for name in os.listdir(run_folder) if os.path.isdir(run_folder) else []:
         match, path = _SET_NAME.match(name), os.path.join(run_folder, name)
@@ -135,7 +145,8 @@ def _sets(run_folder):
 
 
 def _free_name(run_folder, iteration):
-    # The same iteration is saved again when an interrupted validation was caught up; the older set must stay until the newer is complete.
+    # The same iteration is saved again when an interrupted validation was caught up; the older set must stay
+    # until the newer is complete.
     path, tries = os.path.join(run_folder, f"checkpoint-{iteration}"), 0
     while os.path.exists(path):
         tries += 1
@@ -144,15 +155,21 @@ def _free_name(run_folder, iteration):
 
 
 def read_states(path):
-    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else, or if a file beside it is not
-    the one that was written with it."""
+    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else,
+    or if a file beside it is not the one that was written with it."""
     states = read_file(path)
-    if not isinstance(states, dict) or not isinstance(states.get("settings"), dict) or not isinstance(states.get("sha256"), dict):
+    if (
+        not isinstance(states, dict)
+        or not isinstance(states.get("settings"), dict)
+        or not isinstance(states.get("sha256"), dict)
+    ):
         raise UserError(f"{path} does not hold the state of a run: name a run folder or a checkpoint folder.")
     for name, digest in states["sha256"].items():
         beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
         if os.path.isfile(beside) and files.digest(beside) != digest:
-            raise UserError(f"{beside} is damaged: it is not what was written there; take another copy, or start again in another folder.")
+            raise UserError(
+                f"{beside} is damaged: it is not what was written there; take another copy, or start again in another folder."
+            )
     return states, settings_from_dict(states["settings"])
 
 
@@ -175,7 +192,9 @@ def find_weights(path):
     if os.path.isdir(path):
         folder = path if os.path.isfile(os.path.join(path, STATES)) else newest_checkpoint(path)
         if folder is None:
-            raise UserError(f"The folder {path} holds no checkpoint: name the folder of a run, or a file of weights.")
+            raise UserError(
+                f"The folder {path} holds no checkpoint: name the folder of a run, or a file of weights."
+            )
         path = os.path.join(folder, BEST)
     elif not os.path.isfile(path):
         raise UserError(f"There is no file or folder {path}.")
@@ -195,10 +214,11 @@ def load_weights(learner, path, fit=False):
     Args:
         learner: a `MetaLearner`.
         path: `.pdparams` of the learner or of its network alone, or the competition's published weights.
-        fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or with other inner steps,
-            where the rates of the last step stand for those of further ones.
+        fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or
+            with other inner steps, where the rates of the last step stand for those of further ones.
     Raises:
-        UserError: the file is unreadable, or its parameters are not this network's; names the first that differs.
+        UserError: the file is unreadable, or its parameters are not this network's; names the first that
+            differs.
     """
     content = _read_competition(path) if zipfile.is_zipfile(path) else read_file(path)
     if isinstance(content, list):
@@ -207,25 +227,31 @@ def load_weights(learner, path, fit=False):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
     if "inner_rates" in content and learner.inner_rates is None:
-        raise UserError(f"{path} holds learned inner rates: " + (
-            "to start from them, train with --learn-inner-lr." if fit else
-            "only its run's settings make them usable, so name the run or checkpoint folder, or weights that come with the library by --pretrained."))
+        raise UserError(
+            f"{path} holds learned inner rates: "
+            + (
+                "to start from them, train with --learn-inner-lr."
+                if fit
+                else "only its run's settings make them usable, so name the run or checkpoint folder, or weights that come with the library by --pretrained."
+            )
+        )
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
     set_weights(layer, _fitted(content, layer) if fit else content, path)
 
 
 def _fitted(arrays, layer):
-    """The arrays with the linear layer and the inner rates of the sizes they have in a layer, where they can be had."""
+    """The arrays with the linear layer and the inner rates of the sizes they have in a layer, where they can
+    be had."""
     arrays = dict(arrays)
     for name, tensor in layer.state_dict().items():
         array = arrays.get(name)
         if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or not array.size:
             continue
         if name.startswith("linear."):
-            arrays[name] = array[..., :tensor.shape[-1]]
+            arrays[name] = array[..., : tensor.shape[-1]]
         elif name == "inner_rates":
             further = max(0, tensor.shape[0] - len(array))
-            arrays[name] = np.concatenate([array[:tensor.shape[0]], *[array[-1:]] * further])
+            arrays[name] = np.concatenate([array[: tensor.shape[0]], *[array[-1:]] * further])
     return arrays
 
 
@@ -234,7 +260,8 @@ def load_competition_weights(net, path):
 
     Args:
         net: a `MAML` network of width 64, for 28x28 images, with the same n_way.
-        path: `.npz` with p00 .. p17, or the original pickle of a list of 18 NumPy arrays; both in the order of `net.parameters()`.
+        path: `.npz` with p00 .. p17, or the original pickle of a list of 18 NumPy arrays; both in the order
+            of `net.parameters()`.
     Raises:
         UserError: the file is unreadable, or a shape differs.
     """
@@ -242,9 +269,13 @@ def load_competition_weights(net, path):
 
 
 def set_weights(layer, arrays, path):
-    """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless names and shapes agree."""
+    """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
+    names and shapes agree."""
     own = layer.state_dict()
-    missing, surplus = [name for name in own if name not in arrays], [name for name in arrays if name not in own]
+    missing, surplus = (
+        [name for name in own if name not in arrays],
+        [name for name in arrays if name not in own],
+    )
     if missing or surplus:
         problem = f"{missing[0]} is missing" if missing else f"{surplus[0]!r} is unknown"
         raise UserError(f"{path} holds the weights of another kind of network: {problem}.")
@@ -265,8 +296,10 @@ def _named(net, arrays, path):
 def _check_shape(path, name, array, tensor):
     shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
     if shape != list(tensor.shape):
-        raise UserError(f"{path} belongs to another network: {name} has shape {shape} in the file, but {list(tensor.shape)} here; "
-                        "check n_way, width, image_size, architecture and inner_steps.")
+        raise UserError(
+            f"{path} belongs to another network: {name} has shape {shape} in the file, but {list(tensor.shape)} here; "
+            "check n_way, width, image_size, architecture and inner_steps."
+        )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
 
@@ -293,15 +326,16 @@ def _read_competition(path):
 def optimizer_state(optimizer, learner):
     """The state of a meta-optimizer as a dict of arrays.
 
-    Paddle names its entries by numbers that count the tensors made before in the process; here they bear the parameters' own names, so
-    that another process can resume.
+    Paddle names its entries by numbers that count the tensors made before in the process; here they bear the
+    parameters' own names, so that another process can resume.
     """
     # Paddle does not save an empty dict, and before the first step there is nothing else.
     return {name: tensor.numpy() for name, _, tensor in _optimizer_slots(optimizer, learner)} or {"steps": 0}
 
 
 def set_optimizer_state(optimizer, learner, state, path):
-    """Give a new meta-optimizer the state that `optimizer_state` returned. The learner's weights do not change.
+    """Give a new meta-optimizer the state that `optimizer_state` returned. The learner's weights do not
+    change.
 
     Raises:
         UserError: the state read from `path` does not belong to this optimizer and learner.
@@ -320,7 +354,8 @@ def set_optimizer_state(optimizer, learner, state, path):
 
 
 def _optimizer_slots(optimizer, learner):
-    """Yield (our name, Paddle's name, tensor) of each entry, such as ("net.linear.bias/moment1", "param_7_moment1_0", ...)."""
+    """Yield (our name, Paddle's name, tensor) of each entry, such as ("net.linear.bias/moment1",
+    "param_7_moment1_0", ...)."""
     names = {tensor.name: name for name, tensor in learner.state_dict().items()}
     for key, tensor in optimizer.state_dict().items():
         owner = max((name for name in names if key.startswith(name + "_")), key=len, default=None)

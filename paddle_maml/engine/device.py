@@ -1,4 +1,5 @@
 """The machine: what must be set before Paddle is imported, and which device computes."""
+
 from __future__ import annotations
 
 import contextlib
@@ -23,8 +24,9 @@ _CPUINFO = "/proc/cpuinfo"  # Linux alone has it
 def prepare():
     """Set up the process; call it before Paddle is imported.
 
-    Silences what Paddle prints about GPU libraries that a CPU machine does not have, has a GPU multiply with all bits of float32, has
-    MKL use all of an AMD processor, and tells the memory allocator to keep what it got. Settings the user made in the environment stay.
+    Silences what Paddle prints about GPU libraries that a CPU machine does not have, has a GPU multiply with
+    all bits of float32, has MKL use all of an AMD processor, and tells the memory allocator to keep what it
+    got. Settings the user made in the environment stay.
     """
     os.environ.setdefault("GLOG_minloglevel", "2")
     os.environ.setdefault("NVIDIA_TF32_OVERRIDE", "0")
@@ -35,8 +37,8 @@ def prepare():
 
 
 def _keep_freed_memory():
-    # Paddle's CPU tensors are freed after each operator. glibc gives such large blocks back to the system and gets zeroed pages for the
-    # next operator: about a fifth of a meta-iteration's time.
+    # Paddle's CPU tensors are freed after each operator. glibc gives such large blocks back to the system and
+    # gets zeroed pages for the next operator: about a fifth of a meta-iteration's time.
     if not sys.platform.startswith("linux") or any(name.startswith("MALLOC_") for name in os.environ):
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -52,8 +54,9 @@ def use_all_of_amd():
     """Have MKL, once it is loaded, use the vector instructions of an AMD processor; a part of `prepare`."""
     cpuinfo = _cpuinfo()
     if cpuinfo.get("vendor_id") == "AuthenticAMD" and "avx2" in cpuinfo.get("flags", "").split():
-        # The MKL in Paddle's wheels takes its slow path on processors that are not Intel's, which can double a meta-iteration's time
-        # (docs/speed.md). 5 is what it calls AVX2; releases of MKL after 2019 do not know the variable.
+        # The MKL in Paddle's wheels takes its slow path on processors that are not Intel's, which can double
+        # a meta-iteration's time (docs/speed.md). 5 is what it calls AVX2; releases of MKL after 2019 do not
+        # know the variable.
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
@@ -62,8 +65,8 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 @contextlib.contextmanager
 def signals_go_to(handler):
-    """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a script, still is. Outside the
-    main thread, where Python has no handlers, nothing changes."""
+    """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a
+    script, still is. Outside the main thread, where Python has no handlers, nothing changes."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -96,17 +99,22 @@ def import_paddle():
     Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
 
     Raises:
-        UserError: it is not installed, or would fail of what is in the place of its launcher's numbers in the environment.
+        UserError: it is not installed, or would fail of what is in the place of its launcher's numbers in the
+            environment.
     """
     for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
         if not os.environ.get(name, "0").isdecimal():
-            raise UserError(f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let paddle.distributed.launch set it.")
+            raise UserError(
+                f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let paddle.distributed.launch set it."
+            )
     # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
     with signals_wait(), signals_go_to(signal.SIG_DFL):
         try:
             import paddle
         except ModuleNotFoundError as error:
-            raise UserError(f"The package {error.name} is missing: pip install -r requirements.txt.") from error
+            raise UserError(
+                f"The package {error.name} is missing: pip install -r requirements.txt."
+            ) from error
 
         paddle.disable_signal_handler()
 
@@ -128,7 +136,9 @@ def _cpuinfo():
             first, _, _ = file.read().partition("\n\n")
     except OSError:
         return {}
-    return {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())}
+    return {
+        name.strip(): value.strip() for name, _, value in (line.partition(":") for line in first.splitlines())
+    }
 
 
 def gpu_count():
@@ -142,8 +152,8 @@ def select_device(name="auto", announce=print):
     """Choose the device for all that follows.
 
     Args:
-        name: "auto" (a GPU that runs a kernel, else the CPU), "cpu", or "gpu:0", "gpu:1" and so on. The GPU of "auto" is the
-            first, or the one that Paddle's launcher gave to this process.
+        name: "auto" (a GPU that runs a kernel, else the CPU), "cpu", or "gpu:0", "gpu:1" and so on. The GPU
+            of "auto" is the first, or the one that Paddle's launcher gave to this process.
         announce: function that takes one line saying why there is no GPU.
     Returns:
         The device's name as Paddle gives it: "cpu" or "gpu:N".
@@ -172,7 +182,8 @@ def _use(paddle, name):
 
 
 def _gpu_problem(paddle, name):
-    """Why a GPU cannot be used, or None. A driver that lists a card may still fail to run a kernel, so kernels are run."""
+    """Why a GPU cannot be used, or None. A driver that lists a card may still fail to run a kernel, so
+    kernels are run."""
     if not paddle.device.is_compiled_with_cuda():
         return "this Paddle was built without GPU support"
     count, index = paddle.device.cuda.device_count(), int((name + ":0").split(":")[1])

@@ -1,4 +1,5 @@
 """Testing: mean accuracy over episodes with its 95 % interval, after every inner step."""
+
 from __future__ import annotations
 
 import math
@@ -28,15 +29,18 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         between: called without arguments after each batch; what it raises ends the evaluation.
         ranks: the group of processes that the episodes of a batch are divided over; all get the same result.
     Returns:
-        dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and loss_per_step (lists of
-        steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals are half-widths,
-        1.96 standard errors of the mean over episodes.
+        dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and
+            loss_per_step (lists of
+        steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals
+        are half-widths, 1.96 standard errors of the mean over episodes.
     Raises:
         Diverged: the loss of an episode is not a finite number.
     """
     accuracies, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
     if not np.isfinite(losses).all():
-        raise Diverged(f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr.")
+        raise Diverged(
+            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr."
+        )
     means, intervals = mean_and_interval(accuracies)
     return {
         "accuracy": float(means[-1]),
@@ -51,8 +55,8 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
 
 
 def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
-    """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k inner steps; arguments as for
-    `evaluate`. Losses that are not finite are left for the caller to see."""
+    """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
+    inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
     steps = learner.inner_steps if steps is None else steps
     accuracies, losses = np.zeros((2, episodes, steps + 1))
     for start in range(0, episodes, batch):

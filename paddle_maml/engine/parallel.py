@@ -1,9 +1,11 @@
-"""Several processes, one meta-gradient: the tasks of a meta-batch are divided over the ranks of `paddle.distributed`.
+"""Several processes, one meta-gradient: the tasks of a meta-batch are divided over the ranks of
+`paddle.distributed`.
 
-Every rank holds the same weights and optimizer state. It computes its share of the tasks; one sum over the ranks gives all of them
-the gradient of the whole meta-batch, and each takes the same step. So the number of ranks changes neither the episodes nor,
-beyond rounding, the result.
+Every rank holds the same weights and optimizer state. It computes its share of the tasks; one sum over the
+ranks gives all of them the gradient of the whole meta-batch, and each takes the same step. So the number of
+ranks changes neither the episodes nor, beyond rounding, the result.
 """
+
 from __future__ import annotations
 
 import contextlib
@@ -18,13 +20,15 @@ import time
 import traceback
 import warnings
 
-from .device import STOP_SIGNALS, import_paddle, signals_go_to, signals_wait
 from ..errors import UserError
+from .device import STOP_SIGNALS, import_paddle, signals_go_to, signals_wait
 
-# NumPy and Paddle are imported where they are used: both start threads, and a signal that is to wait must wait in all of them (device.py).
+# NumPy and Paddle are imported where they are used: both start threads, and a signal that is to wait must
+# wait in all of them (device.py).
 
 
-# Of processes that share out the cores of a CPU: one thread each, and large pages, which make fresh memory cheaper.
+# Of processes that share out the cores of a CPU: one thread each, and large pages, which make fresh memory
+# cheaper.
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
@@ -34,7 +38,8 @@ def launched():
 
 
 def started_rank():
-    """The rank that this process was started as, known before it has joined the others; 0 for what `import_paddle` refuses."""
+    """The rank that this process was started as, known before it has joined the others; 0 for what
+    `import_paddle` refuses."""
     rank = os.environ.get("PADDLE_TRAINER_ID", "0")
     return int(rank) if rank.isdecimal() else 0
 
@@ -55,7 +60,6 @@ class Ranks:
         """Join the group that this process was started in. Call it once, after the device is chosen."""
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) < 2:
             return cls()
-        import paddle
         import paddle.distributed as dist
 
         with _silence():
@@ -76,7 +80,8 @@ class Ranks:
         """Add up gradients and some numbers over the ranks, in one message.
 
         Args:
-            parameters: the same on every rank; their `.grad` becomes the sum. A rank without tasks has none before.
+            parameters: the same on every rank; their `.grad` becomes the sum. A rank without tasks has none
+                before.
             numbers: a list of floats.
         Returns:
             The sums of the numbers, a list of floats, the same on every rank.
@@ -88,7 +93,9 @@ class Ranks:
 
         gradients = [paddle.zeros_like(p) if p.grad is None else p.grad for p in parameters]
         dtype = gradients[0].dtype
-        message = paddle.concat([g.flatten() for g in gradients] + [paddle.to_tensor(numbers, dtype)]).detach()
+        message = paddle.concat(
+            [g.flatten() for g in gradients] + [paddle.to_tensor(numbers, dtype)]
+        ).detach()
         _add_up(message)
         *sums, totals = paddle.split(message, [int(np.prod(p.shape)) for p in parameters] + [len(numbers)])
         for parameter, total in zip(parameters, sums):
@@ -147,18 +154,22 @@ def _add_up(tensor):
         dist.all_reduce(tensor)
     except Exception as error:
         # Gloo and NCCL raise many types when another rank is gone.
-        raise UserError("Another process of the run has ended: continue from the last checkpoint with --resume, or start again.") from error
+        raise UserError(
+            "Another process of the run has ended: continue from the last checkpoint with --resume, or start again."
+        ) from error
 
 
 def run_processes(function, arguments, count, device):
-    """Run function(*arguments), which returns an exit status, in `count` processes of one group on this machine.
+    """Run function(*arguments), which returns an exit status, in `count` processes of one group on this
+    machine.
 
-    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they die; when one of them
-    fails, the others are stopped.
+    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they
+    die; when one of them fails, the others are stopped.
 
     Args:
         function: an importable function; its arguments can be pickled.
-        device: "cpu", for gloo and one thread a process, or "gpu:N", for NCCL and one of the visible cards a process.
+        device: "cpu", for gloo and one thread a process, or "gpu:N", for NCCL and one of the visible cards a
+            process.
     Returns:
         The exit status: 0, or that of the first process that failed.
     Raises:
@@ -168,8 +179,11 @@ def run_processes(function, arguments, count, device):
     import paddle
     import paddle.distributed as dist
 
-    # The processes import Paddle before any line of ours runs in them, so the environment must silence it, and load zlib (__init__.py).
-    environment = {"PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"}
+    # The processes import Paddle before any line of ours runs in them, so the environment must silence it,
+    # and load zlib (__init__.py).
+    environment = {
+        "PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"
+    }
     if sys.platform.startswith("linux") and paddle.version.major == "2":
         environment["LD_PRELOAD"] = "libz.so.1"
     if device == "cpu":
@@ -191,8 +205,13 @@ def run_processes(function, arguments, count, device):
             multiprocessing.resource_tracker.ensure_running()  # it lets signals through again, so before they are made to wait
             with signals_wait():
                 # The processes inherit it, and import Paddle in peace.
-                group = dist.spawn(_member, args=(function, arguments, os.getpid()), nprocs=count, join=False,
-                                   backend="gloo" if device == "cpu" else "nccl")
+                group = dist.spawn(
+                    _member,
+                    args=(function, arguments, os.getpid()),
+                    nprocs=count,
+                    join=False,
+                    backend="gloo" if device == "cpu" else "nccl",
+                )
             processes += group.processes
             for name in added:
                 del os.environ[name]
@@ -207,7 +226,9 @@ def run_processes(function, arguments, count, device):
         raise KeyboardInterrupt
     if failed < 0:
         name = signal.Signals(-failed).name
-        raise UserError(f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, or start again.")
+        raise UserError(
+            f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, or start again."
+        )
     return failed
 
 
@@ -230,7 +251,8 @@ def _first_failure(processes):
 
 
 def _end(processes, told, patience=10.0):
-    """End what is still alive: politely, and after some seconds by force, because native code may not listen. Processes that were told to
+    """End what is still alive: politely, and after some seconds by force, because native code may not listen.
+    Processes that were told to
     stop already are given the time to do so: a second signal would end them in the middle of it."""
     if not told:
         _signal(processes, signal.SIGTERM)
@@ -245,7 +267,8 @@ def _end(processes, told, patience=10.0):
 def _member(function, arguments, parent):
     """What one process of `run_processes` runs."""
     if hasattr(os, "setpgrp"):
-        # Ctrl-C at the terminal would reach this process twice, directly and passed on by the parent; the second one kills.
+        # Ctrl-C at the terminal would reach this process twice, directly and passed on by the parent; the
+        # second one kills.
         os.setpgrp()
     if sys.platform.startswith("linux"):
         PR_SET_PDEATHSIG = 1

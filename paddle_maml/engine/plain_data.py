@@ -1,4 +1,5 @@
 """Reading Paddle's files, which are pickles, as data: nothing in them can run, whoever wrote them."""
+
 from __future__ import annotations
 
 import io
@@ -19,9 +20,9 @@ MAX_INSTRUCTIONS = 200_000
 def read_file(path):
     """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values.
 
-    Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may name are the ones that make
-    arrays, which are replaced by our own. Memory is bounded by the file's size: arrays are views of its bytes, and what
-    pickle's protocol 2 holds as text is turned into bytes once.
+    Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may
+    name are the ones that make arrays, which are replaced by our own. Memory is bounded by the file's size:
+    arrays are views of its bytes, and what pickle's protocol 2 holds as text is turned into bytes once.
 
     Args:
         path: file written by paddle.save or pickle, under any supported Paddle and NumPy.
@@ -32,7 +33,9 @@ def read_file(path):
     """
     try:
         with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size  # asked first: a read of at most so many bytes takes their memory at once
+            size = os.fstat(
+                file.fileno()
+            ).st_size  # asked first: a read of at most so many bytes takes their memory at once
             data = file.read(size) if size <= MAX_BYTES else None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
@@ -44,19 +47,62 @@ def read_file(path):
     except _Forbidden as error:
         raise UserError(f"{path} is refused, because it is not plain data: {error}.") from error
     except Exception as error:
-        raise UserError(f"{path} is damaged, truncated or no Paddle file ({type(error).__name__}: {error}); take another copy.") from error
+        raise UserError(
+            f"{path} is damaged, truncated or no Paddle file ({type(error).__name__}: {error}); take another copy."
+        ) from error
 
 
 class _Forbidden(Exception):
     """The file asks for something that weights do not need."""
 
 
-# Constants, containers, the memo, and calls of functions that `find_class` allows. Not among them: opcodes that set attributes of
-# classes by name, make instances, use the extension registry or persistent ids.
+# Constants, containers, the memo, and calls of functions that `find_class` allows. Not among them: opcodes
+# that set attributes of classes by name, make instances, use the extension registry or persistent ids.
 _ALLOWED = set(
-    "PROTO FRAME STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINBYTES BINBYTES BINBYTES8 "
-    "SHORT_BINUNICODE BINUNICODE BINUNICODE8 EMPTY_LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_DICT SETITEM SETITEMS "
-    "BINGET LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL REDUCE BUILD".split()
+    [
+        "PROTO",
+        "FRAME",
+        "STOP",
+        "MARK",
+        "POP",
+        "POP_MARK",
+        "DUP",
+        "NONE",
+        "NEWTRUE",
+        "NEWFALSE",
+        "BININT",
+        "BININT1",
+        "BININT2",
+        "LONG1",
+        "LONG4",
+        "BINFLOAT",
+        "SHORT_BINBYTES",
+        "BINBYTES",
+        "BINBYTES8",
+        "SHORT_BINUNICODE",
+        "BINUNICODE",
+        "BINUNICODE8",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "EMPTY_TUPLE",
+        "TUPLE",
+        "TUPLE1",
+        "TUPLE2",
+        "TUPLE3",
+        "EMPTY_DICT",
+        "SETITEM",
+        "SETITEMS",
+        "BINGET",
+        "LONG_BINGET",
+        "BINPUT",
+        "LONG_BINPUT",
+        "MEMOIZE",
+        "GLOBAL",
+        "STACK_GLOBAL",
+        "REDUCE",
+        "BUILD",
+    ]
 )
 
 
@@ -169,7 +215,8 @@ class _ArrayUnpickler(pickle.Unpickler):
 
 
 def _finished(value, done=None, depth=0):
-    """The value with every stand-in replaced by its array. What occurs several times is converted once: files can be small and fan out."""
+    """The value with every stand-in replaced by its array. What occurs several times is converted once: files
+    can be small and fan out."""
     done = {} if done is None else done
     if id(value) in done:
         return done[id(value)]
@@ -180,7 +227,9 @@ def _finished(value, done=None, depth=0):
             raise _Forbidden("it holds an array without content")
         result = value.array
     elif isinstance(value, dict):
-        result = {_finished(key, done, depth + 1): _finished(item, done, depth + 1) for key, item in value.items()}
+        result = {
+            _finished(key, done, depth + 1): _finished(item, done, depth + 1) for key, item in value.items()
+        }
     elif isinstance(value, (list, tuple)):
         result = type(value)([_finished(item, done, depth + 1) for item in value])
     elif value is None or isinstance(value, (str, bytes, bool, int, float)):

@@ -1,7 +1,10 @@
-"""What finished runs leave for others to check: report, log and curve, small enough for the repository, and a table of them.
+"""What finished runs leave for others to check: report, log and curve, small enough for the repository, and a
+table of them.
 
-`python -m paddle_maml.results keep RUN FOLDER` copies a run's; `python -m paddle_maml.results table FOLDER...` prints a line for each.
+`python -m paddle_maml.results keep RUN FOLDER` copies a run's; `python -m paddle_maml.results table
+FOLDER...` prints a line for each.
 """
+
 from __future__ import annotations
 
 import dataclasses
@@ -11,25 +14,41 @@ import statistics
 import sys
 from pathlib import Path
 
-from . import checkpoint
 from ..errors import UserError
 from ..files import write_together
 from ..report.log import CURVE, METRICS, REPORT, json_file, metrics_file, read_metrics
+from . import checkpoint
 from .settings import CommandLine, settings_from_dict
 
 # Rows of a log that is kept: more do not show in its curve.
 MOST_ROWS = 400
 
 # What is read from reports, and its types.
-_TYPES = {"settings": dict, "test": dict, "validation": dict, "iterations": int, "seed": int, "training_seconds": (int, float), "sha256": str}
-_TEST_TYPES = {"accuracy": (int, float), "interval": (int, float), "episodes": int, "n_way": int, "k_shot": int}
+_TYPES = {
+    "settings": dict,
+    "test": dict,
+    "validation": dict,
+    "iterations": int,
+    "seed": int,
+    "training_seconds": (int, float),
+    "sha256": str,
+}
+_TEST_TYPES = {
+    "accuracy": (int, float),
+    "interval": (int, float),
+    "episodes": int,
+    "n_way": int,
+    "k_shot": int,
+}
 
 
 def finished_report(run_folder):
-    """The report of a finished run, without what belongs to its machine, and with the command that repeats the run.
+    """The report of a finished run, without what belongs to its machine, and with the command that repeats
+    the run.
 
     Returns:
-        (report, weights): a dict as in report.json with "command" added, and the path of the weights that were tested.
+        (report, weights): a dict as in report.json with "command" added, and the path of the weights that
+        were tested.
 
     Raises:
         UserError: the run has not come to its end, or went on after its report.
@@ -40,14 +59,18 @@ def finished_report(run_folder):
     report = read_report(path, "iterations", "validation")
     weights, _ = checkpoint.find_weights(run_folder)
     states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
-    if (states.get("iteration"), states.get("best_iteration")) != (report["iterations"], report["validation"].get("iteration")):
+    if (states.get("iteration"), states.get("best_iteration")) != (
+        report["iterations"],
+        report["validation"].get("iteration"),
+    ):
         raise UserError(f"The run in {run_folder} went on after its report: let it come to its end.")
     settings = settings_from_dict(report["settings"])
     return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
 
 
 def read_report(path, *names):
-    """The dict in a JSON file that has "settings", "test" and these names; UserError if there is none, or if it is damaged."""
+    """The dict in a JSON file that has "settings", "test" and these names; UserError if there is none, or if
+    it is damaged."""
     if not os.path.isfile(path):
         raise UserError(f"There is no {path}: name the folder of a finished run or of what is kept of one.")
     try:
@@ -60,22 +83,27 @@ def read_report(path, *names):
     try:
         settings_from_dict(content["settings"])
     except UserError as error:
-        raise UserError(f"{path} is damaged, or of another version of this library ({str(error).rstrip('.')}).") from error
+        raise UserError(
+            f"{path} is damaged, or of another version of this library ({str(error).rstrip('.')})."
+        ) from error
     return content
 
 
 def _has(content, types):
-    return isinstance(content, dict) and all(isinstance(content.get(name), kind) and _is_usual(content[name]) for name, kind in types.items())
+    return isinstance(content, dict) and all(
+        isinstance(content.get(name), kind) and _is_usual(content[name]) for name, kind in types.items()
+    )
 
 
 def _is_usual(value):
-    """Whether a value, if it is a number, is one that arithmetic takes: JSON has NaN, and whole numbers that no float holds."""
+    """Whether a value, if it is a number, is one that arithmetic takes: JSON has NaN, and whole numbers that
+    no float holds."""
     return not isinstance(value, (int, float)) or abs(value) < 1e15
 
 
 def keep(run_folder, folder):
-    """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a long log every nth row is
-    kept, and those of validations.
+    """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a
+    long log every nth row is kept, and those of validations.
 
     Raises:
         UserError: as `finished_report`; the log or the curve is missing, or the folder is the run's own.
@@ -83,11 +111,15 @@ def keep(run_folder, folder):
     if not folder:
         raise UserError("The folder to keep the run in is '': name one.")
     if os.path.realpath(run_folder) == os.path.realpath(folder):
-        raise UserError(f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in.")
+        raise UserError(
+            f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in."
+        )
     report, _ = finished_report(run_folder)
     for name in (METRICS, CURVE):
         if not os.path.isfile(os.path.join(run_folder, name)):
-            raise UserError(f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is missing of its end.")
+            raise UserError(
+                f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is missing of its end."
+            )
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
     shown = [row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0]
@@ -96,34 +128,50 @@ def keep(run_folder, folder):
 
 
 def table(folders):
-    """The reports in these folders as a Markdown table, and a line for each group of runs that differ in their seeds alone: the mean of
-    their accuracies, and the spread, which is the sample standard deviation. A seed decides initial weights, training and test episodes.
+    """The reports in these folders as a Markdown table, and a line for each group of runs that differ in
+    their seeds alone: the mean of their accuracies, and the spread, which is the sample standard deviation. A
+        seed decides initial weights, training and test episodes.
 
     Raises:
         UserError: a report is missing or damaged.
     """
-    lines = ["| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |", "| --- " * 8 + "|"]
+    lines = [
+        "| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |",
+        "| --- " * 8 + "|",
+    ]
     by_recipe = {}
     for folder in {os.path.realpath(folder): folder for folder in folders}.values():
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
         settings, test = settings_from_dict(report["settings"]), report["test"]
-        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append((report["seed"], 100 * test["accuracy"]))
-        lines.append(f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
-                     f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
-                     f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |")
+        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append(
+            (report["seed"], 100 * test["accuracy"])
+        )
+        lines.append(
+            f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
+            f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
+            f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |"
+        )
     for settings, runs in by_recipe.items():
         seeds, accuracies = zip(*sorted(runs))
         if len(set(seeds)) == len(runs) > 1:  # a run beside a copy of it says nothing of seeds
             mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
             seeds = ", ".join(map(str, seeds))
-            lines.append(f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |")
+            lines.append(
+                f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |"
+            )
     return "\n".join(lines)
 
 
 def _main(arguments):
-    parser = CommandLine(prog="python -m paddle_maml.results", description="Keep what shows how a run went, and tabulate it.")
-    parser.add_argument("what", choices=("keep", "table"), help="keep: copy report, log and curve of the run in the first folder to the second; "
-                        "table: print a line for each folder")
+    parser = CommandLine(
+        prog="python -m paddle_maml.results", description="Keep what shows how a run went, and tabulate it."
+    )
+    parser.add_argument(
+        "what",
+        choices=("keep", "table"),
+        help="keep: copy report, log and curve of the run in the first folder to the second; "
+        "table: print a line for each folder",
+    )
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
     given = parser.parse(arguments)
     if given["what"] == "table":

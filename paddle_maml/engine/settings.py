@@ -1,7 +1,10 @@
-"""Every setting of a run: name, default, unit, help text and check in one place, the presets, and the command line made from them.
+"""Every setting of a run: name, default, unit, help text and check in one place, the presets, and the command
+line made from them.
 
-To add a setting, add one field to `Settings`; the command line, the report and the checkpoints follow from it.
+To add a setting, add one field to `Settings`; the command line, the report and the checkpoints follow from
+it.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -15,7 +18,8 @@ from ..errors import UserError
 
 
 def _within(low, high):
-    """A range of whole numbers. The upper ends are far above all use and below what would fill a machine's memory unseen."""
+    """A range of whole numbers. The upper ends are far above all use and below what would fill a machine's
+    memory unseen."""
 
     def check(value):
         if value < low:
@@ -41,14 +45,21 @@ def _setting(default, help, unit="", check=None, kind=None, may_change=False):
     """A dataclass field.
 
     Args:
-        default: the value where neither preset nor command line gives one; None means "decided at run time" and is always allowed.
+        default: the value where neither preset nor command line gives one; None means "decided at run time"
+            and is always allowed.
         help: what the setting does, for `--help`.
         unit: what the number counts or measures.
         check: function from a value to None, or to the end of a sentence that says what is wrong with it.
         kind: the value's type, where the default does not show it.
         may_change: whether a resumed run may have another value than the checkpoint.
     """
-    metadata = {"help": help, "unit": unit, "check": check, "kind": kind or type(default), "may_change": may_change}
+    metadata = {
+        "help": help,
+        "unit": unit,
+        "check": check,
+        "kind": kind or type(default),
+        "may_change": may_change,
+    }
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -56,65 +67,156 @@ def _setting(default, help, unit="", check=None, kind=None, may_change=False):
 class Settings:
     """What one run of train.py does. The defaults are the preset omniglot-5way-1shot."""
 
-    preset: str = _setting("omniglot-5way-1shot", "named set of settings to start from; further options override it")
+    preset: str = _setting(
+        "omniglot-5way-1shot", "named set of settings to start from; further options override it"
+    )
 
-    dataset: str = _setting("omniglot", "omniglot, or synthetic: drawn characters that need no download",
-                            check=_one_of("omniglot", "synthetic"))
-    data_dir: str = _setting(None, "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download", "path", kind=str,
-                             may_change=True)
-    split_rule: str = _setting("competition", "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
-                               check=_one_of("competition", "vinyals"))
-    preprocessing: str = _setting("competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias"))
-    rotations: bool = _setting(False, "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)")
-    distortions: int = _setting(0, "distorted copies of each training image, which count as further images of its class (after Koch et al. "
-                                "2015)", "copies", _within(0, 20))
+    dataset: str = _setting(
+        "omniglot",
+        "omniglot, or synthetic: drawn characters that need no download",
+        check=_one_of("omniglot", "synthetic"),
+    )
+    data_dir: str = _setting(
+        None,
+        "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download",
+        "path",
+        kind=str,
+        may_change=True,
+    )
+    split_rule: str = _setting(
+        "competition",
+        "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
+        check=_one_of("competition", "vinyals"),
+    )
+    preprocessing: str = _setting(
+        "competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias")
+    )
+    rotations: bool = _setting(
+        False,
+        "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)",
+    )
+    distortions: int = _setting(
+        0,
+        "distorted copies of each training image, which count as further images of its class (after Koch et al. "
+        "2015)",
+        "copies",
+        _within(0, 20),
+    )
 
     n_way: int = _setting(5, "classes in an episode", "classes", _within(2, 10000))
     k_shot: int = _setting(1, "support images of each class", "images per class", _within(1, 1000))
-    k_query: int = _setting(15, "query images of each class in training", "images per class", _within(1, 1000))
+    k_query: int = _setting(
+        15, "query images of each class in training", "images per class", _within(1, 1000)
+    )
 
-    architecture: str = _setting("pool", "pool: max-pooling after each block; stride: Finn's stride-2 convolutions", check=_one_of("pool", "stride"))
+    architecture: str = _setting(
+        "pool",
+        "pool: max-pooling after each block; stride: Finn's stride-2 convolutions",
+        check=_one_of("pool", "stride"),
+    )
     width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
     image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
 
-    start_from: str = _setting(None, "weights to start from: a run folder, a file, or the name of weights that come with the library, also "
-                               "those for more classes (the first n_way are taken) or other inner steps; default, where the preset has no "
-                               "other, and none: fresh ones", "path or name", kind=str)
+    start_from: str = _setting(
+        None,
+        "weights to start from: a run folder, a file, or the name of weights that come with the library, also "
+        "those for more classes (the first n_way are taken) or other inner steps; default, where the preset has no "
+        "other, and none: fresh ones",
+        "path or name",
+        kind=str,
+    )
 
-    order: int = _setting(1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2))
+    order: int = _setting(
+        1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2)
+    )
     inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
-    learn_inner_lr: bool = _setting(False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)")
-    adapted: str = _setting("all", "parameters that the inner loop changes; head: the linear layer alone (ANIL)",
-                            check=_one_of("all", "head"))
-    first_order_iterations: int = _setting(0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
-                                           "meta-iterations", _within(0, 10**9))
-    multi_step_iterations: int = _setting(0, "first part of training in which the losses after earlier inner steps count too, less and less "
-                                          "(MAML++'s multi-step loss)", "meta-iterations", _within(0, 10**9))
-    test_inner_steps: int = _setting(None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000),
-                                     kind=int)
+    learn_inner_lr: bool = _setting(
+        False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)"
+    )
+    adapted: str = _setting(
+        "all",
+        "parameters that the inner loop changes; head: the linear layer alone (ANIL)",
+        check=_one_of("all", "head"),
+    )
+    first_order_iterations: int = _setting(
+        0,
+        "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
+        "meta-iterations",
+        _within(0, 10**9),
+    )
+    multi_step_iterations: int = _setting(
+        0,
+        "first part of training in which the losses after earlier inner steps count too, less and less "
+        "(MAML++'s multi-step loss)",
+        "meta-iterations",
+        _within(0, 10**9),
+    )
+    test_inner_steps: int = _setting(
+        None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int
+    )
 
     meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))
-    iterations: int = _setting(10000, "length of training; with a cosine schedule also its period", "meta-iterations", _within(1, 10**9),
-                               may_change=True)
+    iterations: int = _setting(
+        10000,
+        "length of training; with a cosine schedule also its period",
+        "meta-iterations",
+        _within(1, 10**9),
+        may_change=True,
+    )
     meta_lr: float = _setting(0.001, "learning rate of Adam, the meta-optimizer", check=_positive)
-    meta_lr_schedule: str = _setting("constant", "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ "
-                                   "too)", check=_one_of("constant", "cosine"))
+    meta_lr_schedule: str = _setting(
+        "constant",
+        "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ too)",
+        check=_one_of("constant", "cosine"),
+    )
 
-    val_every: int = _setting(1000, "distance between validations; the best validated weights are kept", "meta-iterations", _within(1, 10**9))
-    val_episodes: int = _setting(200, "episodes of a validation, always the same ones", "episodes", _within(2, 10**6))
-    test_episodes: int = _setting(1000, "episodes of the test at the end", "episodes", _within(2, 10**6), may_change=True)
-    test_k_query: int = _setting(15, "query images of each class in validation and test", "images per class", _within(1, 1000))
+    val_every: int = _setting(
+        1000,
+        "distance between validations; the best validated weights are kept",
+        "meta-iterations",
+        _within(1, 10**9),
+    )
+    val_episodes: int = _setting(
+        200, "episodes of a validation, always the same ones", "episodes", _within(2, 10**6)
+    )
+    test_episodes: int = _setting(
+        1000, "episodes of the test at the end", "episodes", _within(2, 10**6), may_change=True
+    )
+    test_k_query: int = _setting(
+        15, "query images of each class in validation and test", "images per class", _within(1, 1000)
+    )
 
     seed: int = _setting(0, "decides initial weights and episodes", check=_within(0, 2**64 - 1))
-    device: str = _setting("auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True)
-    processes: int = _setting(None, "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU",
-                              "processes", _within(1, 256), kind=int, may_change=True)
-    chunk: int = _setting(None, "tasks computed side by side; default: what suits the device", "tasks", _within(1, 4096), kind=int, may_change=True)
+    device: str = _setting(
+        "auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True
+    )
+    processes: int = _setting(
+        None,
+        "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU",
+        "processes",
+        _within(1, 256),
+        kind=int,
+        may_change=True,
+    )
+    chunk: int = _setting(
+        None,
+        "tasks computed side by side; default: what suits the device",
+        "tasks",
+        _within(1, 4096),
+        kind=int,
+        may_change=True,
+    )
 
-    output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True)
-    checkpoint_every: int = _setting(100, "distance between checkpoints", "meta-iterations", _within(1, 10**9), may_change=True)
-    log_every: int = _setting(10, "distance between rows of metrics.csv", "meta-iterations", _within(1, 10**9))
+    output: str = _setting(
+        None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True
+    )
+    checkpoint_every: int = _setting(
+        100, "distance between checkpoints", "meta-iterations", _within(1, 10**9), may_change=True
+    )
+    log_every: int = _setting(
+        10, "distance between rows of metrics.csv", "meta-iterations", _within(1, 10**9)
+    )
     visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 
@@ -136,30 +238,40 @@ class Settings:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
         # Who gives these expects an effect.
         if self.multi_step_iterations and self.inner_steps == 1:
-            raise UserError(f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no earlier loss that could "
-                            "count: leave it out, or raise inner_steps.")
+            raise UserError(
+                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no earlier loss that could "
+                "count: leave it out, or raise inner_steps."
+            )
         if self.first_order_iterations and self.order == 1:
-            raise UserError(f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: leave it out, or set order "
-                            "to 2.")
+            raise UserError(
+                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: leave it out, or set order "
+                "to 2."
+            )
 
     def as_dict(self):
         """The settings as plain values, for reports and checkpoints."""
         return dataclasses.asdict(self)
 
     def portable(self):
-        """The same settings without what belongs to one machine and not to the result: device, processes, and where folders lie."""
-        local = {field.name: field.default for field in dataclasses.fields(self)
-                 if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes", "output")}
+        """The same settings without what belongs to one machine and not to the result: device, processes, and
+        where folders lie."""
+        local = {
+            field.name: field.default
+            for field in dataclasses.fields(self)
+            if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes", "output")
+        }
         if self.start_from and os.path.dirname(self.start_from):
             # A path, and no name of weights that come with the library: it must not look like one.
             local["start_from"] = _in_runs(self.start_from)
-        # Named, so that runs of one preset do not get in each other's way, and that others can start from them.
+        # Named, so that runs of one preset do not get in each other's way, and that others can start from
+        # them.
         folder = _in_runs(self.run_folder)
         local["output"] = None if folder == f"runs/{self.preset}" else folder
         return dataclasses.replace(self, **local)
 
     def command(self):
-        """The command line that trains with these settings, anywhere: the preset, and what differs from it."""
+        """The command line that trains with these settings, anywhere: the preset, and what differs from
+        it."""
         portable, preset = self.portable(), settings_from_preset(self.preset).portable()
         parts = ["python", "train.py", flag("preset"), self.preset]
         for field in dataclasses.fields(self):
@@ -174,7 +286,8 @@ class Settings:
 
     @property
     def trains_on(self):
-        """The data set and the rule that divides its classes, such as "omniglot competition": it says which classes training sees."""
+        """The data set and the rule that divides its classes, such as "omniglot competition": it says which
+        classes training sees."""
         return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
 
     @property
@@ -190,28 +303,65 @@ class Settings:
 
 # The competition's protocol: first order, 5 steps, 32 tasks, 15 query images; everything else is the default.
 # Inner rate 0.1 of its article; 0.04 for 5-way 5-shot, as its published weights need.
-_COMPETITION = {"order": 1, "inner_steps": 5, "inner_lr": 0.1, "meta_batch": 32, "iterations": 10000, "val_every": 1000}
+_COMPETITION = {
+    "order": 1,
+    "inner_steps": 5,
+    "inner_lr": 0.1,
+    "meta_batch": 32,
+    "iterations": 10000,
+    "val_every": 1000,
+}
 
-# Finn et al. 2017: exact gradient, strided network, rotations, 60,000 iterations; its random division of 1200 and 423 classes was not
-# published, `vinyals` is the nearest list. Its code sums the inner loss over the shots' classes, so its alpha of 0.4 (5-way) and 0.1 (20-way)
-# are both 2.0 on the mean loss used here.
-_PAPER = {"architecture": "stride", "rotations": True, "split_rule": "vinyals", "order": 2, "inner_lr": 2.0, "iterations": 60000, "meta_lr": 0.001}
+# Finn et al. 2017: exact gradient, strided network, rotations, 60,000 iterations; its random division of 1200
+# and 423 classes was not published, `vinyals` is the nearest list. Its code sums the inner loss over the
+# shots' classes, so its alpha of 0.4 (5-way) and 0.1 (20-way) are both 2.0 on the mean loss used here.
+_PAPER = {
+    "architecture": "stride",
+    "rotations": True,
+    "split_rule": "vinyals",
+    "order": 2,
+    "inner_lr": 2.0,
+    "iterations": 60000,
+    "meta_lr": 0.001,
+}
 _PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
 _PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
 
-# What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine schedule (Antoniou et al. 2019), rotations
-# (Santoro et al. 2016), distorted copies (after Koch et al. 2015). Small meta-batches, and few query images where there are many classes: more steps
-# in the time that a CPU has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for prototypical
-# networks. docs/results.md has what each brings.
-_BEST = {"order": 2, "inner_steps": 1, "inner_lr": 0.1, "learn_inner_lr": True, "rotations": True, "distortions": 8, "meta_lr_schedule": "cosine"}
+# What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine
+# schedule (Antoniou et al. 2019), rotations (Santoro et al. 2016), distorted copies (after Koch et al. 2015).
+# Small meta-batches, and few query images where there are many classes: more steps in the time that a CPU
+# has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for
+# prototypical networks. docs/results.md has what each brings.
+_BEST = {
+    "order": 2,
+    "inner_steps": 1,
+    "inner_lr": 0.1,
+    "learn_inner_lr": True,
+    "rotations": True,
+    "distortions": 8,
+    "meta_lr_schedule": "cosine",
+}
 _BEST_5WAY = {**_BEST, "n_way": 5, "k_query": 15, "meta_batch": 8, "val_episodes": 500}
 _BEST_20WAY = {**_BEST, "n_way": 20, "k_query": 5, "meta_batch": 4, "val_episodes": 100, "test_episodes": 600}
 
 PRESETS = {
-    # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient because it learns faster per episode.
+    # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
+    # because it learns faster per episode.
     "quickstart": {
-        "dataset": "synthetic", "width": 32, "k_query": 5, "order": 2, "inner_steps": 3, "inner_lr": 0.2, "meta_batch": 8, "iterations": 300,
-        "meta_lr": 0.003, "meta_lr_schedule": "cosine", "val_every": 100, "val_episodes": 50, "test_episodes": 500, "checkpoint_every": 50,
+        "dataset": "synthetic",
+        "width": 32,
+        "k_query": 5,
+        "order": 2,
+        "inner_steps": 3,
+        "inner_lr": 0.2,
+        "meta_batch": 8,
+        "iterations": 300,
+        "meta_lr": 0.003,
+        "meta_lr_schedule": "cosine",
+        "val_every": 100,
+        "val_episodes": 50,
+        "test_episodes": 500,
+        "checkpoint_every": 50,
     },
     "omniglot-5way-1shot": {**_COMPETITION, "n_way": 5, "k_shot": 1},
     "omniglot-5way-5shot": {**_COMPETITION, "n_way": 5, "k_shot": 5, "inner_lr": 0.04},
@@ -219,11 +369,33 @@ PRESETS = {
     "omniglot-20way-1shot": {**_COMPETITION, "n_way": 20, "k_shot": 1, "meta_batch": 16},
     "omniglot-20way-5shot": {**_COMPETITION, "n_way": 20, "k_shot": 5},
     "best-20way-1shot": {**_BEST_20WAY, "k_shot": 1, "iterations": 12000},
-    # Among 20 classes, characters that are not turned are told apart better without rotations in the end: docs/results.md.
-    "best-20way-5shot": {**_BEST_20WAY, "k_shot": 5, "start_from": "20way-1shot", "rotations": False, "meta_lr": 0.0005, "iterations": 1500,
-                         "val_every": 250},
-    "best-5way-1shot": {**_BEST_5WAY, "k_shot": 1, "start_from": "20way-1shot", "meta_lr": 0.0005, "iterations": 2500, "val_every": 250},
-    "best-5way-5shot": {**_BEST_5WAY, "k_shot": 5, "start_from": "20way-1shot", "meta_lr": 0.0005, "iterations": 800, "val_every": 100},
+    # Among 20 classes, characters that are not turned are told apart better without rotations in the end:
+    # docs/results.md.
+    "best-20way-5shot": {
+        **_BEST_20WAY,
+        "k_shot": 5,
+        "start_from": "20way-1shot",
+        "rotations": False,
+        "meta_lr": 0.0005,
+        "iterations": 1500,
+        "val_every": 250,
+    },
+    "best-5way-1shot": {
+        **_BEST_5WAY,
+        "k_shot": 1,
+        "start_from": "20way-1shot",
+        "meta_lr": 0.0005,
+        "iterations": 2500,
+        "val_every": 250,
+    },
+    "best-5way-5shot": {
+        **_BEST_5WAY,
+        "k_shot": 5,
+        "start_from": "20way-1shot",
+        "meta_lr": 0.0005,
+        "iterations": 800,
+        "val_every": 100,
+    },
     # As many query as support images in training, as in the paper.
     "paper-5way-1shot": {**_PAPER_5WAY, "k_shot": 1, "k_query": 1},
     "paper-5way-5shot": {**_PAPER_5WAY, "k_shot": 5, "k_query": 5},
@@ -236,7 +408,7 @@ def _in_runs(path):
     """A run folder of the same name, or the same checkpoint in it, where runs are kept by default."""
     parts = os.path.abspath(path).split(os.sep)
     in_checkpoint = [number for number, part in enumerate(parts) if number and part.startswith("checkpoint-")]
-    return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1:]])
+    return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1 :]])
 
 
 def _nearest(name, names):
@@ -261,7 +433,8 @@ def settings_from_preset(preset="omniglot-5way-1shot", **overrides):
 
 
 def settings_from_dict(values):
-    """Settings from plain values, as a checkpoint or report holds them; raises UserError for unknown names and wrong values."""
+    """Settings from plain values, as a checkpoint or report holds them; raises UserError for unknown names
+    and wrong values."""
     names = [field.name for field in dataclasses.fields(Settings)]
     for name in values:
         if name not in names:
@@ -277,10 +450,15 @@ def flag(name):
 
 
 class CommandLine(argparse.ArgumentParser):
-    """An argument parser that raises UserError instead of leaving the program, and knows the nearest option to a mistyped one."""
+    """An argument parser that raises UserError instead of leaving the program, and knows the nearest option
+    to a mistyped one."""
 
     def __init__(self, **options):
-        super().__init__(allow_abbrev=False, formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120), **options)
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120),
+            **options,
+        )
 
     def error(self, message):
         raise UserError(message + ("" if message.endswith((".", "?")) else "."))
@@ -298,7 +476,8 @@ class CommandLine(argparse.ArgumentParser):
 
         Args:
             names: the fields to offer; default all.
-            other: dict from field to (option, help), where others than `flag(name)` and the field's own are wanted.
+            other: dict from field to (option, help), where others than `flag(name)` and the field's own are
+                wanted.
         """
         for field in dataclasses.fields(Settings):
             if names is not None and field.name not in names:
@@ -311,10 +490,23 @@ class CommandLine(argparse.ArgumentParser):
             # "%" has a meaning in argparse's help texts.
             text = (help + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
             if kind is bool:
-                self.add_argument(option, dest=field.name, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+                self.add_argument(
+                    option,
+                    dest=field.name,
+                    action=argparse.BooleanOptionalAction,
+                    default=argparse.SUPPRESS,
+                    help=text,
+                )
             else:
                 metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
-                self.add_argument(option, dest=field.name, type=_reader(option, field), default=argparse.SUPPRESS, help=text, metavar=metavar)
+                self.add_argument(
+                    option,
+                    dest=field.name,
+                    type=_reader(option, field),
+                    default=argparse.SUPPRESS,
+                    help=text,
+                    metavar=metavar,
+                )
 
 
 # What is typed for None, where a preset or the run that is resumed has a value.
@@ -322,7 +514,8 @@ NOTHING = "none"
 
 
 def _reader(option, field):
-    """The function from an option's text to its value; it names the option as it was typed where the value is wrong."""
+    """The function from an option's text to its value; it names the option as it was typed where the value is
+    wrong."""
     kind = field.metadata["kind"]
 
     def read(text):

@@ -1,4 +1,5 @@
 """Training: the only loop over meta-iterations, with validation, checkpoints, resume and the final test."""
+
 from __future__ import annotations
 
 import contextlib
@@ -11,18 +12,36 @@ import time
 import numpy as np
 import paddle
 
-from . import checkpoint
 from .. import pretrained
-from .assembly import classes_trained_on, describe, environment, evaluation_episodes, load_training_images, make_learner
-from .background import Ahead, Interrupted, StopRequest
-from .device import select_device
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
-from .evaluation import Diverged, evaluate
 from ..files import digest, lock_folder, write_whole
-from .parallel import Ranks, started_rank
+from ..report.log import (
+    CURVE,
+    METRICS,
+    REPORT,
+    Metrics,
+    Progress,
+    Silence,
+    evaluation_table,
+    read_metrics,
+    require_visualdl,
+    write_json,
+)
 from ..report.pictures import draw_curve, png
-from ..report.log import CURVE, METRICS, REPORT, Metrics, Progress, Silence, evaluation_table, read_metrics, require_visualdl, write_json
+from . import checkpoint
+from .assembly import (
+    classes_trained_on,
+    describe,
+    environment,
+    evaluation_episodes,
+    load_training_images,
+    make_learner,
+)
+from .background import Ahead, Interrupted, StopRequest
+from .device import select_device
+from .evaluation import Diverged, evaluate
+from .parallel import Ranks, started_rank
 from .settings import Settings, flag
 
 
@@ -49,8 +68,9 @@ def meta_gradient(learner, batch, share=1.0, ranks=Ranks(), **options):
 def multi_step_weights(iteration, period, inner_steps):
     """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
 
-    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period` meta-iterations: the annealing of
-    Antoniou et al. 2019, "How to train your MAML", section 4, without its lower bound on the earlier weights.
+    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period`
+    meta-iterations: the annealing of Antoniou et al. 2019, "How to train your MAML", section 4, without its
+    lower bound on the earlier weights.
     """
     earlier = max(0.0, 1 - iteration / period) / inner_steps if period else 0.0
     return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
@@ -59,16 +79,17 @@ def multi_step_weights(iteration, period, inner_steps):
 def train(settings):
     """Train, keep the weights with the best validation accuracy, test them, and write the run folder.
 
-    The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json and curve.png. A run that is killed and resumed ends with
-    the same weights, bit for bit, as one that is not (on a CPU). In a group of processes (parallel.py) every rank calls this, and rank 0 writes and
-    speaks.
+    The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json and curve.png. A
+    run that is killed and resumed ends with the same weights, bit for bit, as one that is not (on a CPU). In
+    a group of processes (parallel.py) every rank calls this, and rank 0 writes and speaks.
 
     Args:
         settings: `Settings`; its `processes` is for the command line, which starts the group.
     Returns:
         The report, a dict as in report.json.
     Raises:
-        UserError: a setting, the data or the run folder is not usable, or the loss is no longer a finite number.
+        UserError: a setting, the data or the run folder is not usable, or the loss is no longer a finite
+            number.
         Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     settings.check()
@@ -121,7 +142,8 @@ class _Run:
         device: as Paddle names it.
         stop: a `StopRequest`.
         ranks: the group of processes.
-        held: an `ExitStack`, left when the run ends: it closes the log, removes what a run that never began has written, and holds the folder's lock.
+        held: an `ExitStack`, left when the run ends: it closes the log, removes what a run that never began
+            has written, and holds the folder's lock.
     """
 
     def __init__(self, settings, parts, device, stop, ranks, held):
@@ -141,9 +163,14 @@ class _Run:
             begins_with = f"Continuing {self.folder} after meta-iteration {self._restore(newest)}."
         else:
             self.best = self._weights()
-        if not (ranks.agree(self.state.iteration) and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))):
-            raise UserError(f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
-                            "them see.")
+        if not (
+            ranks.agree(self.state.iteration)
+            and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))
+        ):
+            raise UserError(
+                f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
+                "them see."
+            )
         if not newest:
             self.save()  # before there is a log: the log of a run is never without a checkpoint
         if ranks.leads:
@@ -153,7 +180,8 @@ class _Run:
             self.progress.note(begins_with)
 
     def _make_learner_and_episodes(self):
-        """Learner, meta-optimizer and episodes as a run begins with them; returns a sentence on its first weights, None for fresh ones."""
+        """Learner, meta-optimizer and episodes as a run begins with them; returns a sentence on its first
+        weights, None for fresh ones."""
         settings, parts, said, before = self.settings, self.parts, None, []
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
@@ -166,18 +194,30 @@ class _Run:
             self.state.start_sha256 = digest(weights)
             before = origin.trained_on if origin else [checkpoint.UNKNOWN]
             unknown = checkpoint.UNKNOWN in before
-            said = f"Starting from {weights}" + ("; which classes these weights were trained on is not known." if unknown else ".")
+            said = f"Starting from {weights}" + (
+                "; which classes these weights were trained on is not known." if unknown else "."
+            )
         elif settings.resume:
             said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
         self.state.trained_on = checkpoint.origin_of(settings, {"trained_on": before}).trained_on
-        self.builder = EpisodeBuilder(parts["train"], settings.n_way, settings.k_shot, settings.k_query, seed=settings.seed,
-                                      rotations=settings.rotations)
+        self.builder = EpisodeBuilder(
+            parts["train"],
+            settings.n_way,
+            settings.k_shot,
+            settings.k_query,
+            seed=settings.seed,
+            rotations=settings.rotations,
+        )
         self.val_builder = _held_back_episodes(settings, parts["val"])
         _held_back_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
         self.schedule = settings.meta_lr
         if settings.meta_lr_schedule == "cosine":
-            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
-        self.optimizer = paddle.optimizer.Adam(learning_rate=self.schedule, parameters=self.learner.parameters())
+            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(
+                settings.meta_lr, T_max=settings.iterations
+            )
+        self.optimizer = paddle.optimizer.Adam(
+            learning_rate=self.schedule, parameters=self.learner.parameters()
+        )
         return said
 
     def _take_folder(self, held):
@@ -191,7 +231,8 @@ class _Run:
         return made
 
     def loop(self):
-        """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run finds it."""
+        """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run
+        finds it."""
         settings, state = self.settings, self.state
         ahead = Ahead(self._build, state.iteration, settings.iterations)
         try:
@@ -203,7 +244,11 @@ class _Run:
                 elif state.logged < state.iteration and (last or state.iteration % settings.log_every == 0):
                     self._log()
                 state.seconds += time.monotonic() - began
-                if last or state.iteration % settings.checkpoint_every == 0 or state.validated == state.iteration:
+                if (
+                    last
+                    or state.iteration % settings.checkpoint_every == 0
+                    or state.validated == state.iteration
+                ):
                     self.save()
                 self._stop_if_asked()
                 if last:
@@ -216,12 +261,22 @@ class _Run:
         """Test the best weights, write and return the report."""
         settings, state = self.settings, self.state
         checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
-        result = evaluate(self.learner, _held_back_episodes(settings, self.parts["test"]), settings.test_episodes, settings.steps_at_test,
-                          between=self._stop_if_asked, ranks=self.ranks)
+        result = evaluate(
+            self.learner,
+            _held_back_episodes(settings, self.parts["test"]),
+            settings.test_episodes,
+            settings.steps_at_test,
+            between=self._stop_if_asked,
+            ranks=self.ranks,
+        )
         report = {
             "test": describe(result, settings, self.parts["test"], rule, "test"),
-            "validation": {"accuracy": state.best_accuracy, "interval": state.best_interval, "episodes": settings.val_episodes,
-                           "iteration": state.best_iteration},
+            "validation": {
+                "accuracy": state.best_accuracy,
+                "interval": state.best_interval,
+                "episodes": settings.val_episodes,
+                "iteration": state.best_iteration,
+            },
             "start_sha256": state.start_sha256 or None,
             "trained_on": state.trained_on,
             "iterations": state.iteration,
@@ -233,10 +288,15 @@ class _Run:
         }
         if self.ranks.leads:
             write_json(os.path.join(self.folder, REPORT), report)
-            write_whole(os.path.join(self.folder, CURVE), png(draw_curve(read_metrics(os.path.join(self.folder, METRICS)))))
+            write_whole(
+                os.path.join(self.folder, CURVE),
+                png(draw_curve(read_metrics(os.path.join(self.folder, METRICS)))),
+            )
         self.progress.note(evaluation_table(report["test"]))
-        self.progress.note(f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
-                           f"Report: {os.path.join(self.folder, REPORT)}")
+        self.progress.note(
+            f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
+            f"Report: {os.path.join(self.folder, REPORT)}"
+        )
         return report
 
     def save(self):
@@ -247,11 +307,23 @@ class _Run:
         weights = self._weights()
         if not all(np.isfinite(array).all() for array in weights.values()):
             raise self._diverged("a weight is not a finite number", self.state.iteration)
-        states = {**dataclasses.asdict(self.state), "settings": self.settings.as_dict(), "seed": self.settings.seed,
-                  "environment": environment(self.device)}
-        best = self.best if self.state.validated else weights  # until there is a validation the newest must do
-        checkpoint.write_checkpoint(self.folder, self.state.iteration, weights, best,
-                                    checkpoint.optimizer_state(self.optimizer, self.learner), states)
+        states = {
+            **dataclasses.asdict(self.state),
+            "settings": self.settings.as_dict(),
+            "seed": self.settings.seed,
+            "environment": environment(self.device),
+        }
+        best = (
+            self.best if self.state.validated else weights
+        )  # until there is a validation the newest must do
+        checkpoint.write_checkpoint(
+            self.folder,
+            self.state.iteration,
+            weights,
+            best,
+            checkpoint.optimizer_state(self.optimizer, self.learner),
+            states,
+        )
         self.saved = state
 
     def close(self):
@@ -266,10 +338,13 @@ class _Run:
     def _step(self, batch):
         state, began = self.state, time.monotonic()
         if self.settings.meta_lr_schedule == "cosine":
-            # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got here.
+            # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got
+            # here.
             self.schedule.step(epoch=state.iteration)
         order = 1 if state.iteration < self.settings.first_order_iterations else self.settings.order
-        weights = multi_step_weights(state.iteration, self.settings.multi_step_iterations, self.settings.inner_steps)
+        weights = multi_step_weights(
+            state.iteration, self.settings.multi_step_iterations, self.settings.inner_steps
+        )
         loss, accuracy = meta_gradient(self.learner, *batch, self.ranks, order=order, step_weights=weights)
         if not math.isfinite(loss):
             raise self._diverged(f"the loss is {loss}")
@@ -289,29 +364,58 @@ class _Run:
 
     def _means(self):
         state = self.state
-        return {"loss": state.loss_sum / state.summed, "accuracy": state.accuracy_sum / state.summed,
-                "episodes_per_second": state.summed * self.settings.meta_batch / max(state.step_seconds, 1e-9)}
+        return {
+            "loss": state.loss_sum / state.summed,
+            "accuracy": state.accuracy_sum / state.summed,
+            "episodes_per_second": state.summed * self.settings.meta_batch / max(state.step_seconds, 1e-9),
+        }
 
     def _validate(self):
         state, settings = self.state, self.settings
         try:
-            result = evaluate(self.learner, self.val_builder, settings.val_episodes, settings.steps_at_test, between=self._stop_if_asked,
-                              ranks=self.ranks)
+            result = evaluate(
+                self.learner,
+                self.val_builder,
+                settings.val_episodes,
+                settings.steps_at_test,
+                between=self._stop_if_asked,
+                ranks=self.ranks,
+            )
         except Diverged:
-            raise self._diverged("the loss of the validation is not a finite number", state.iteration) from None
+            raise self._diverged(
+                "the loss of the validation is not a finite number", state.iteration
+            ) from None
         state.validated = state.iteration
         if result["accuracy"] > state.best_accuracy:
-            state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, result["accuracy"], result["interval"]
+            state.best_iteration, state.best_accuracy, state.best_interval = (
+                state.iteration,
+                result["accuracy"],
+                result["interval"],
+            )
             self.best = self._weights()
-        self.progress.note(f"validation after {state.iteration}: {result['accuracy']:.2%} +- {result['interval']:.2%}, best "
-                           f"{state.best_accuracy:.2%} after {state.best_iteration}")
+        self.progress.note(
+            f"validation after {state.iteration}: {result['accuracy']:.2%} +- {result['interval']:.2%}, best "
+            f"{state.best_accuracy:.2%} after {state.best_iteration}"
+        )
         self._log(val_loss=result["loss"], val_accuracy=result["accuracy"], val_interval=result["interval"])
 
     def _log(self, **validation):
         state = self.state
         if state.logged < state.iteration:
-            self.metrics.add(iteration=state.iteration, meta_lr=state.meta_lr, seconds=state.seconds, **self._means(), **validation)
-        state.logged, state.loss_sum, state.accuracy_sum, state.summed, state.step_seconds = state.iteration, 0.0, 0.0, 0, 0.0
+            self.metrics.add(
+                iteration=state.iteration,
+                meta_lr=state.meta_lr,
+                seconds=state.seconds,
+                **self._means(),
+                **validation,
+            )
+        state.logged, state.loss_sum, state.accuracy_sum, state.summed, state.step_seconds = (
+            state.iteration,
+            0.0,
+            0.0,
+            0,
+            0.0,
+        )
 
     def _weights(self):
         # Copies: Paddle may show the tensor's own memory, which the next step overwrites.
@@ -319,13 +423,21 @@ class _Run:
 
     def _restore(self, path):
         """Take up a checkpoint set; returns the number of meta-iterations done."""
-        files = {name: os.path.join(path, name) for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER, checkpoint.STATES)}
+        files = {
+            name: os.path.join(path, name)
+            for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER, checkpoint.STATES)
+        }
         stored, stored_settings = checkpoint.read_states(files[checkpoint.STATES])
         _refuse_other_settings(stored_settings, self.settings)
-        if self.settings.meta_lr_schedule == "cosine" and self.settings.iterations != stored_settings.iterations:
-            raise UserError(f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
-                            f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
-                            f"{flag('start_from')} {shlex.quote(self.folder)}.")
+        if (
+            self.settings.meta_lr_schedule == "cosine"
+            and self.settings.iterations != stored_settings.iterations
+        ):
+            raise UserError(
+                f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
+                f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
+                f"{flag('start_from')} {shlex.quote(self.folder)}."
+            )
         stored = {**stored, "trained_on": checkpoint.origin_of(stored_settings, stored).trained_on}
         for field in dataclasses.fields(_State):
             value = stored.get(field.name)
@@ -333,31 +445,43 @@ class _Run:
                 raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
             setattr(self.state, field.name, value)
         if self.state.iteration > self.settings.iterations:
-            raise UserError(f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: "
-                            f"ask for more, or choose another folder with {flag('output')}.")
+            raise UserError(
+                f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: "
+                f"ask for more, or choose another folder with {flag('output')}."
+            )
         checkpoint.load_weights(self.learner, files[checkpoint.BEST])
         self.best = self._weights()
         checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])
         if self.state.iteration:
             optimizer = checkpoint.read_file(files[checkpoint.OPTIMIZER])
-            checkpoint.set_optimizer_state(self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER])
+            checkpoint.set_optimizer_state(
+                self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER]
+            )
         self.saved = (self.state.iteration, self.state.validated)
         return self.state.iteration
 
     def _stop_if_asked(self):
         if self.ranks.any(self.stop.requested):
             self.save()
-            self.ranks.any(False)  # nobody leaves before the checkpoint is whole: the end of one process ends the others
-            raise Interrupted(f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
-                              f"--output {shlex.quote(self.folder)}")
+            self.ranks.any(
+                False
+            )  # nobody leaves before the checkpoint is whole: the end of one process ends the others
+            raise Interrupted(
+                f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
+                f"--output {shlex.quote(self.folder)}"
+            )
 
     def _diverged(self, what, iteration=None):
         iteration = iteration or self.state.iteration + 1
         if not self.state.iteration and self.fresh:
-            return UserError(f"Stopped at meta-iteration {iteration}, because {what}: lower inner_lr or meta_lr.")
+            return UserError(
+                f"Stopped at meta-iteration {iteration}, because {what}: lower inner_lr or meta_lr."
+            )
         newest = checkpoint.newest_checkpoint(self.folder)
-        return UserError(f"Stopped at meta-iteration {iteration}, because {what}; the last good checkpoint is {newest}; "
-                         "start again in another folder with a lower inner_lr or meta_lr.")
+        return UserError(
+            f"Stopped at meta-iteration {iteration}, because {what}; the last good checkpoint is {newest}; "
+            "start again in another folder with a lower inner_lr or meta_lr."
+        )
 
     def _remove_what_never_began(self, failure, made):
         if failure is None or issubclass(failure, Interrupted) or self.state.iteration:
@@ -377,7 +501,9 @@ def _held_back_episodes(settings, images):
     try:
         return evaluation_episodes(settings, images)
     except UserError as error:
-        raise UserError(f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}") from None
+        raise UserError(
+            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}"
+        ) from None
 
 
 def start_weights(settings):
@@ -387,8 +513,8 @@ def start_weights(settings):
         (file, origin): as of `checkpoint.find_weights`; both None for fresh weights.
 
     Raises:
-        UserError: there is no such file, the weights were trained on classes that the run holds back, or their network is of another
-            architecture.
+        UserError: there is no such file, the weights were trained on classes that the run holds back, or
+            their network is of another architecture.
     """
     if not settings.start_from:
         return None, None
@@ -396,12 +522,16 @@ def start_weights(settings):
         weights, origin = pretrained.find_weights(settings.start_from)
         # Its shapes may be the same.
         if origin and origin.settings.architecture != settings.architecture:
-            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of {flag('architecture')} "
-                            f"{origin.settings.architecture}: train that.")
+            raise UserError(
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of {flag('architecture')} "
+                f"{origin.settings.architecture}: train that."
+            )
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
-            raise UserError(f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
-                            f"{settings.split_rule} holds back for validation and test: start from weights of that split.")
+            raise UserError(
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
+                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
+            )
     return weights, origin
 
 
@@ -422,9 +552,13 @@ def refuse_other_run(settings):
     newest = checkpoint.newest_checkpoint(folder)
     remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
     if settings.resume and remains and not newest:
-        raise UserError(f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another folder with {flag('output')}.")
+        raise UserError(
+            f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another folder with {flag('output')}."
+        )
     if (newest or remains) and not settings.resume:
-        raise UserError(f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}.")
+        raise UserError(
+            f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}."
+        )
 
 
 def _refuse_other_settings(old, new):
@@ -432,4 +566,6 @@ def _refuse_other_settings(old, new):
         before, now = getattr(old, field.name), getattr(new, field.name)
         if before != now and not field.metadata["may_change"]:
             now, before = ("none" if value is None else value for value in (now, before))
-            raise UserError(f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it.")
+            raise UserError(
+                f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it."
+            )

@@ -1,8 +1,10 @@
-"""The arithmetic of a 3x3 convolution of many tasks side by side: gathers of rows and matrix products, a block at a time.
+"""The arithmetic of a 3x3 convolution of many tasks side by side: gathers of rows and matrix products, a
+block at a time.
 
-`Convolution` is what operators.py makes a twice differentiable operator of. It has two kinds: `StridedConvolution` here, and in
-winograd.py the one before a max-pool.
+`Convolution` is what operators.py makes a twice differentiable operator of. It has two kinds:
+`StridedConvolution` here, and in winograd.py the one before a max-pool.
 """
+
 import functools
 import typing
 
@@ -11,8 +13,9 @@ import paddle
 
 from .windows import TAPS, Windows
 
-# Rows that are gathered and multiplied at once. On a CPU a compromise, measured: fewer would stay in the cache from the gather to the
-# last use, more would need fewer calls. On a GPU calls count, and the bound only limits memory (2^19 rows of 64 float32: 0.13 GB).
+# Rows that are gathered and multiplied at once. On a CPU a compromise, measured: fewer would stay in the
+# cache from the gather to the last use, more would need fewer calls. On a GPU calls count, and the bound only
+# limits memory (2^19 rows of 64 float32: 0.13 GB).
 CPU_BLOCK_ROWS = 12288
 GPU_BLOCK_ROWS = 1 << 19
 
@@ -38,22 +41,27 @@ class Block(typing.NamedTuple):
     def of(self, rows, images):
         """Its part of rows (T, images * pixels, C)."""
         pixels = rows.shape[1] // images
-        # All rows of some tasks or some of one: contiguous either way, which Paddle sees only in the flat tensor.
+        # All rows of some tasks or some of one: contiguous either way, which Paddle sees only in the flat
+        # tensor.
         start = (self.start * images + self.first) * pixels
-        return rows.flatten(0, 1)[start:start + self.tasks * self.images * pixels].reshape([self.tasks, -1, rows.shape[2]])
+        return rows.flatten(0, 1)[start : start + self.tasks * self.images * pixels].reshape(
+            [self.tasks, -1, rows.shape[2]]
+        )
 
 
 class Convolution:
-    """3x3, padding 1, without bias. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps in reading order, the channels
-    of a tap together.
+    """3x3, padding 1, without bias. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps
+    in reading order, the channels of a tap together.
 
-    Its *maps* are its output for a block, (tasks, n, D), a row a pixel in an order of its own, in which there may be rows that are no pixel
+    Its *maps* are its output for a block, (tasks, n, D), a row a pixel in an order of its own, in which there
+    may be rows that are no pixel
     of the output: `sums` leaves them out, and `corners` has those that are pooled.
 
     Args:
         pixels: of one image's output, before a pooling.
         out_size: height and width, after the pooling if there is one.
-        gathered: input rows that the output for one image is computed from, repetitions counted: they decide how large a block is.
+        gathered: input rows that the output for one image is computed from, repetitions counted: they decide
+            how large a block is.
     """
 
     def __init__(self, pixels, out_size, gathered):
@@ -67,8 +75,10 @@ class Convolution:
         together = max(1, limit // each)
         parts = -(-each // limit)
         step = -(-images // parts)
-        return [[Block(t, min(tasks, t + together), i, min(images, i + step)) for i in range(0, images, step)]
-                for t in range(0, tasks, together)]
+        return [
+            [Block(t, min(tasks, t + together), i, min(images, i + step)) for i in range(0, images, step)]
+            for t in range(0, tasks, together)
+        ]
 
     def transform(self, weight, for_gradient=False):
         """A weight (T, 9 * C, D) as `output` takes it or, on request, as `gradient` does: (T, ...)."""
@@ -86,7 +96,8 @@ class Convolution:
         """The two gradients for a block, summed over terms.
 
         Args:
-            terms: each (the gradient of the maps, the weight as `transform` returns it for this, the input rows).
+            terms: each (the gradient of the maps, the weight as `transform` returns it for this, the input
+                rows).
 
         Returns:
             By the input (tasks, images * H * W, C), and by the weight as it was taken.
@@ -94,8 +105,8 @@ class Convolution:
         raise NotImplementedError
 
     def corners(self, maps, block):
-        """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that may be overwritten; without
-        pooling the maps themselves."""
+        """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that
+        may be overwritten; without pooling the maps themselves."""
         return [maps]
 
     def from_corners(self, corners, block):
@@ -108,10 +119,11 @@ class Convolution:
 
 
 class StridedConvolution(Convolution):
-    """Of stride 2, with no pooling: one product of the pixels under the kernel with the taps, as it is defined.
+    """Of stride 2, with no pooling: one product of the pixels under the kernel with the taps, as it is
+    defined.
 
-    The gradient by the input is gathered from the products of the output's gradient with the taps, at most four for each pixel: as a
-    convolution of the output's gradient it would be nine, most of them with zeros.
+    The gradient by the input is gathered from the products of the output's gradient with the taps, at most
+    four for each pixel: as a convolution of the output's gradient it would be nine, most of them with zeros.
 
     Args:
         height, width: the input map, in pixels.
@@ -131,7 +143,10 @@ class StridedConvolution(Convolution):
     def output(self, block, factors, images):
         total = None
         for rows, weight in factors:
-            total = add_in_place(total, paddle.matmul(self._under_the_kernel(block, rows, images), weight[block.start:block.end]))
+            total = add_in_place(
+                total,
+                paddle.matmul(self._under_the_kernel(block, rows, images), weight[block.start : block.end]),
+            )
         return total
 
     def gradient(self, block, terms, images):
@@ -141,7 +156,9 @@ class StridedConvolution(Convolution):
             by_weight = add_in_place(by_weight, paddle.matmul(windows, grad, transpose_x=True))
             # The product of a row of zeros is one, too: where a pixel has fewer uses than others.
             padded = paddle.concat([grad, paddle.zeros([block.tasks, 1, grad.shape[2]], grad.dtype)], axis=1)
-            products = add_in_place(products, paddle.matmul(padded, weight[block.start:block.end], transpose_y=True))
+            products = add_in_place(
+                products, paddle.matmul(padded, weight[block.start : block.end], transpose_y=True)
+            )
         channels, by_rows = products.shape[2] // TAPS, None
         source = products.reshape([-1, channels])
         for numbers in self._numbers(block).uses:
@@ -158,7 +175,8 @@ class StridedConvolution(Convolution):
 
 
 def column_sums(rows):
-    """Sums over the rows of (T, n, C): (T, 1, C). The product with ones takes a fraction of the time of a sum over an axis (operators.py)."""
+    """Sums over the rows of (T, n, C): (T, 1, C). The product with ones takes a fraction of the time of a sum
+    over an axis (operators.py)."""
     return paddle.matmul(paddle.ones([rows.shape[0], 1, rows.shape[1]], rows.dtype), rows)
 
 
@@ -173,31 +191,43 @@ def with_zeros(rows):
 
 
 def of_tasks(numbers, size, tasks):
-    """Numbers of the `size` rows of one task as a flat int32 tensor of those of all tasks; what points after the last row still does."""
+    """Numbers of the `size` rows of one task as a flat int32 tensor of those of all tasks; what points after
+    the last row still does."""
     numbers = numbers.ravel()
     spread = np.where(numbers == size, tasks * size, numbers + np.arange(tasks)[:, None] * size)
     return paddle.to_tensor(spread.ravel().astype(np.int32))
 
 
 def window_rows(rows, windows, images):
-    """The pixels under the kernel and a one: (T, images * pixels, 9 * C + 1) for each piece of `windows`, of rows (T, images * H * W, C)."""
+    """The pixels under the kernel and a one: (T, images * pixels, 9 * C + 1) for each piece of `windows`, of
+    rows (T, images * H * W, C)."""
     tasks, _, channels = rows.shape
     outside = paddle.zeros([tasks, 1, channels], rows.dtype)
     source = paddle.concat([rows, outside, outside + 1], axis=1)
-    pieces = [paddle.gather(source, numbers, axis=1).reshape([tasks, -1, (TAPS + 1) * channels])
-              for numbers in _window_numbers(windows, images, paddle.get_device())]
-    return [piece[:, :, :TAPS * channels + 1] for piece in pieces] if channels > 1 else pieces
+    pieces = [
+        paddle.gather(source, numbers, axis=1).reshape([tasks, -1, (TAPS + 1) * channels])
+        for numbers in _window_numbers(windows, images, paddle.get_device())
+    ]
+    return [piece[:, :, : TAPS * channels + 1] for piece in pieces] if channels > 1 else pieces
 
 
 @functools.lru_cache(maxsize=16)
 def _window_numbers(windows, images, device):
-    return [paddle.to_tensor(np.append(numbers, np.full([len(numbers), 1], windows.height * windows.width * images + 1, np.int32), axis=1).ravel())
-            for numbers in windows.rows(images)]
+    return [
+        paddle.to_tensor(
+            np.append(
+                numbers,
+                np.full([len(numbers), 1], windows.height * windows.width * images + 1, np.int32),
+                axis=1,
+            ).ravel()
+        )
+        for numbers in windows.rows(images)
+    ]
 
 
 class _StridedNumbers(typing.NamedTuple):
-    """The numbers of `Windows` for some tasks together, as flat tensors: `rows` of pixels, `uses`, a list, of products with a kernel's taps,
-    where TAPS rows of zeros follow those of each task."""
+    """The numbers of `Windows` for some tasks together, as flat tensors: `rows` of pixels, `uses`, a list, of
+    products with a kernel's taps, where TAPS rows of zeros follow those of each task."""
 
     rows: paddle.Tensor
     uses: list
@@ -210,5 +240,7 @@ def _strided_numbers(windows, tasks, images, device):
     uses = windows.uses(images)
     # Of a task's products `rows.size` are of the windows, and TAPS more, which are zeros, follow.
     of_task = np.arange(tasks)[:, None] * (rows.size + TAPS)
-    return _StridedNumbers(of_tasks(rows, images * windows.height * windows.width, tasks),
-                           [paddle.to_tensor((of_task + numbers).ravel().astype(np.int32)) for numbers in uses])
+    return _StridedNumbers(
+        of_tasks(rows, images * windows.height * windows.width, tasks),
+        [paddle.to_tensor((of_task + numbers).ravel().astype(np.int32)) for numbers in uses],
+    )

@@ -1,25 +1,36 @@
 """Operators that can be differentiated twice.
 
-The exact meta-gradient of MAML differentiates a gradient, and Paddle's own convolution, batch norm, max-pool, softmax and
-batched product either have no second derivative on the CPU or none in every supported version. Each operator here has a
-forward of fast stock kernels and a backward made of operators that can themselves be differentiated, so `paddle.grad(...,
-create_graph=True)` followed by another `paddle.grad` gives the exact second derivative. A third is not offered. In Paddle 3.3
-`paddle.grad` by some of the leaves alone fails in every PyLayer: name all tensors that need a gradient, or call `backward()`.
+The exact meta-gradient of MAML differentiates a gradient, and Paddle's own convolution, batch norm, max-pool,
+softmax and batched product either have no second derivative on the CPU or none in every supported version.
+Each operator here has a forward of fast stock kernels and a backward made of operators that can themselves be
+differentiated, so `paddle.grad(..., create_graph=True)` followed by another `paddle.grad` gives the exact
+second derivative. A third is not offered. In Paddle 3.3 `paddle.grad` by some of the leaves alone fails in
+every PyLayer: name all tensors that need a gradient, or call `backward()`.
 
-Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel (windows.py);
-what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py and winograd.py.
+Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel
+    (windows.py);
+what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py and
+winograd.py.
 
-What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says otherwise):
+What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says
+otherwise):
 
-    what is done                                            time       instead of                                time
-    add, subtract, multiply                                 8          the same on 7,840 rows, for as many       27
-    maximum, comparison                                     15         gradient of paddle.maximum                over 100
-    a mask to float, and multiply                           37 + 9     relu's gradient; paddle.where             35; 200
-    a channel's factor: expand it, then multiply            8 + 9      broadcast of (T, 1, C)                    196
-    sum over rows: product with ones                        5          sum(axis)                                 300
-    four parts of a tensor: split, which copies             18         slices of 2.6, which later copy slowly    280
-    rows in another order: gather                           45         transpose of a 4-D tensor                 150
+    what is done                                            time       instead of
+      time add, subtract, multiply                                 8          the same on 7,840 rows, for as
+      many       27
+    maximum, comparison                                     15         gradient of paddle.maximum
+      over 100 a mask to float, and multiply                           37 + 9     relu's gradient;
+      paddle.where             35; 200
+    a channel's factor: expand it, then multiply            8 + 9      broadcast of (T, 1, C)
+      196
+    sum over rows: product with ones                        5          sum(axis)
+          300
+    four parts of a tensor: split, which copies             18         slices of 2.6, which later copy slowly
+          280
+    rows in another order: gather                           45         transpose of a 4-D tensor
+          150
 """
+
 import typing
 
 import paddle
@@ -40,11 +51,13 @@ def _save(ctx, *inputs):
 
 
 def _gradients(ctx, *formulas):
-    """The gradients of the first inputs that were saved, each by a formula; Paddle wants None for a constant."""
+    """The gradients of the first inputs that were saved, each by a formula; Paddle wants None for a
+    constant."""
     return tuple(None if constant else formula() for constant, formula in zip(ctx.constant, formulas))
 
 
-# ---------------------------------------------------------------------------------------------------- products and sums
+# ----------------------------------------------------------------------------------------------------
+# products and sums
 
 
 class _Matmul(PyLayer):
@@ -62,8 +75,13 @@ class _Matmul(PyLayer):
         transpose_a, transpose_b = ctx.transposed
         return _gradients(
             ctx,
-            lambda: matmul(b, grad, transpose_b, True) if transpose_a else matmul(grad, b, False, not transpose_b),
-            lambda: matmul(grad, a, True, transpose_a) if transpose_b else matmul(a, grad, not transpose_a, False))
+            lambda: (
+                matmul(b, grad, transpose_b, True) if transpose_a else matmul(grad, b, False, not transpose_b)
+            ),
+            lambda: (
+                matmul(grad, a, True, transpose_a) if transpose_b else matmul(a, grad, not transpose_a, False)
+            ),
+        )
 
 
 def matmul(a, b, transpose_a=False, transpose_b=False):
@@ -72,7 +90,8 @@ def matmul(a, b, transpose_a=False, transpose_b=False):
 
 
 def _repeat(value, rows):
-    """A (T, 1, C) value for every row: the product of equal shapes is five times faster than the broadcast."""
+    """A (T, 1, C) value for every row: the product of equal shapes is five times faster than the
+    broadcast."""
     return paddle.expand(value, rows.shape)
 
 
@@ -105,7 +124,8 @@ def sum_rows(rows):
 
 
 class _ScaleRows(PyLayer):
-    """rows * scale. Stock: the gradient of the broadcast is a sum(axis), which takes longer than all the rest."""
+    """rows * scale. Stock: the gradient of the broadcast is a sum(axis), which takes longer than all the
+    rest."""
 
     @staticmethod
     def forward(ctx, rows, scale):
@@ -127,7 +147,9 @@ class _AffineRows(PyLayer):
     @staticmethod
     def backward(ctx, grad):
         rows, scale, _ = ctx.saved_tensor()
-        return _gradients(ctx, lambda: _ScaleRows.apply(grad, scale), lambda: sum_rows(rows * grad), lambda: sum_rows(grad))
+        return _gradients(
+            ctx, lambda: _ScaleRows.apply(grad, scale), lambda: sum_rows(rows * grad), lambda: sum_rows(grad)
+        )
 
 
 def scale_rows(rows, scale):
@@ -143,12 +165,13 @@ def affine_rows(rows, scale, shift):
 # --------------------------------------------------------------------------------------------------------------- pooling
 
 
-# Of equal values the first in reading order is the largest. On a flat background all four are equal, and a mask of "equal to the
-# maximum" would send the gradient to each of them.
+# Of equal values the first in reading order is the largest. On a flat background all four are equal, and a
+# mask of "equal to the maximum" would send the gradient to each of them.
 
 
 def _pool(values):
-    """The maximum of the four corners 00, 01, 10, 11 of every window, and what `_route` needs; of one tensor, itself."""
+    """The maximum of the four corners 00, 01, 10, 11 of every window, and what `_route` needs; of one tensor,
+    itself."""
     if len(values) == 1:
         return values[0], None
     y00, y01, y10, y11 = values
@@ -168,7 +191,8 @@ def _route(grad, choice):
 
 
 def _select(values, choice):
-    """Of the values at the corners the chosen one: what `_route` is the transpose of. The values are overwritten."""
+    """Of the values at the corners the chosen one: what `_route` is the transpose of. The values are
+    overwritten."""
     if choice is None:
         return values[0].clone()
     u00, u01, u10, u11 = values
@@ -193,7 +217,8 @@ class _LargestProduct(PyLayer):
 
     @staticmethod
     def backward(ctx, grad):
-        # What is chosen and what is positive does not change with an infinitesimal step: no second derivative by the weight.
+        # What is chosen and what is positive does not change with an infinitesimal step: no second derivative
+        # by the weight.
         return _LargestProductGradient.apply(grad, *ctx.context)
 
 
@@ -240,7 +265,15 @@ def row_blocks(pieces):
         block = slice(start, min(tasks, start + together))
         for row in range(0, count, step):
             # Reshaped, so that they have no gaps: Paddle would copy a slice that has anew in every product.
-            blocks.append((block, [piece[block, row:row + step].flatten().reshape([block.stop - start, -1, width]) for piece in pieces]))
+            blocks.append(
+                (
+                    block,
+                    [
+                        piece[block, row : row + step].flatten().reshape([block.stop - start, -1, width])
+                        for piece in pieces
+                    ],
+                )
+            )
     return blocks
 
 
@@ -259,11 +292,13 @@ def largest_product(blocks, weight):
     return _LargestProduct.apply(weight, blocks)
 
 
-# ----------------------------------------------------------------------------------------------------------- convolution
+# -----------------------------------------------------------------------------------------------------------
+# convolution
 
 
 class _Maps(typing.NamedTuple):
-    """The convolution's output for the tasks of one group, as deviations from `shift`, which is near the mean."""
+    """The convolution's output for the tasks of one group, as deviations from `shift`, which is near the
+    mean."""
 
     group: list  # of blocks
     deviations: list  # one for each block
@@ -272,10 +307,11 @@ class _Maps(typing.NamedTuple):
 
 
 class _Convolve(PyLayer):
-    """Stock: F.conv2d has a second derivative, but tasks side by side are groups of it, which a CPU lacks for groups of one
-    channel, and which are slower; F.batch_norm's takes seconds; F.max_pool2d has none.
+    """Stock: F.conv2d has a second derivative, but tasks side by side are groups of it, which a CPU lacks for
+    groups of one channel, and which are slower; F.batch_norm's takes seconds; F.max_pool2d has none.
 
-    One operator, so that a block of the output is normalised, pooled and differentiated while it is in the cache.
+    One operator, so that a block of the output is normalised, pooled and differentiated while it is in the
+    cache.
     """
 
     @staticmethod
@@ -288,7 +324,8 @@ class _Convolve(PyLayer):
                 values = convolution.output(block, [(rows, transformed)], images)
                 if shift is None:
                     shift = convolution.sums(values, block) / (block.images * convolution.pixels)
-                # Deviations from the first block's mean, because mean(y^2) - mean(y)^2 would cancel where a map is nearly constant.
+                # Deviations from the first block's mean, because mean(y^2) - mean(y)^2 would cancel where a
+                # map is nearly constant.
                 values = values.subtract_(_repeat(shift, values))
                 total = add_in_place(total, convolution.sums(values, block))
                 squares = add_in_place(squares, convolution.sums(paddle.square(values), block))
@@ -303,7 +340,11 @@ class _Convolve(PyLayer):
             kept.append(_Maps(group, deviations, choices, offset))
         _save(ctx, rows, weight)
         ctx.context = convolution, images, kept
-        return paddle.concat(pooled).reshape([rows.shape[0], -1, weight.shape[2]]), paddle.concat(means), paddle.concat(variances)
+        return (
+            paddle.concat(pooled).reshape([rows.shape[0], -1, weight.shape[2]]),
+            paddle.concat(means),
+            paddle.concat(variances),
+        )
 
     @staticmethod
     def backward(ctx, *grads):
@@ -312,9 +353,10 @@ class _Convolve(PyLayer):
 
 
 class _ConvolveGradient(PyLayer):
-    """From the gradients g of the pooled map, m of the mean and v of the variance: with M pixels, d_y = route(g) + m / M +
-    2 v (y - mean) / M, and from it the gradients by rows and weight, or by that of the two which is not a constant: Paddle 2.6 dies
-    in the second derivative of an operator of which one output is not used."""
+    """From the gradients g of the pooled map, m of the mean and v of the variance: with M pixels, d_y =
+    route(g) + m / M + 2 v (y - mean) / M, and from it the gradients by rows and weight, or by that of the two
+    which is not a constant: Paddle 2.6 dies in the second derivative of an operator of which one output is
+        not used."""
 
     @staticmethod
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
@@ -324,24 +366,35 @@ class _ConvolveGradient(PyLayer):
         by_rows, by_weight = [], []
         for part in maps:
             total = None
-            for block, grad in _map_gradients(part, pooled_grad, mean_grad, variance_grad, convolution, images):
+            for block, grad in _map_gradients(
+                part, pooled_grad, mean_grad, variance_grad, convolution, images
+            ):
                 by_input, by_taps = convolution.gradient(block, [(grad, flipped, rows)], images)
                 by_rows.append(by_input.flatten(0, 1))
                 total = add_in_place(total, by_taps)
             by_weight.append(total)
-        wanted = _gradients(ctx, lambda: paddle.concat(by_rows).reshape(rows.shape),
-                            lambda: convolution.transpose_transform(paddle.concat(by_weight)))
+        wanted = _gradients(
+            ctx,
+            lambda: paddle.concat(by_rows).reshape(rows.shape),
+            lambda: convolution.transpose_transform(paddle.concat(by_weight)),
+        )
         return tuple(gradient for gradient in wanted if gradient is not None)
 
     @staticmethod
     def backward(ctx, *grads):
         rows, weight, pooled_grad, mean_grad, variance_grad = ctx.saved_tensor()
         given = iter(grads)
-        rows_grad, weight_grad = (paddle.zeros_like(x) if constant else next(given) for x, constant in zip((rows, weight), ctx.constant))
+        rows_grad, weight_grad = (
+            paddle.zeros_like(x) if constant else next(given)
+            for x, constant in zip((rows, weight), ctx.constant)
+        )
         convolution, images, maps = ctx.context
         # The derivative of y along (rows_grad, weight_grad).
         factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
-        flipped, flipped_grad = convolution.transform(weight, for_gradient=True), convolution.transform(weight_grad, for_gradient=True)
+        flipped, flipped_grad = (
+            convolution.transform(weight, for_gradient=True),
+            convolution.transform(weight_grad, for_gradient=True),
+        )
         count = images * convolution.pixels
         by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
         for part in maps:
@@ -350,23 +403,32 @@ class _ConvolveGradient(PyLayer):
                 tangent = convolution.output(block, factors, images)
                 total = add_in_place(total, convolution.sums(tangent, block))
                 product = add_in_place(product, convolution.sums(tangent * values, block))
-                by_pooled.append(_select(convolution.corners(tangent, block), choice).flatten(0, 1))  # overwrites the copies
+                by_pooled.append(
+                    _select(convolution.corners(tangent, block), choice).flatten(0, 1)
+                )  # overwrites the copies
                 tangents.append(tangent)
             mean = total / count
             by_mean.append(mean)
             by_variance.append((product / count - part.offset * mean) * 2.0)
-            scale = variance_grad[block.start:block.end] * (2.0 / count)
+            scale = variance_grad[block.start : block.end] * (2.0 / count)
             grads = _map_gradients(part, pooled_grad, mean_grad, variance_grad, convolution, images)
             for (block, grad), tangent in zip(grads, tangents):
                 # d_y depends on y through the variance alone: route has no derivative but where corners tie.
                 change = tangent.subtract_(_repeat(mean, tangent)).multiply_(_repeat(scale, tangent))
-                by_input, by_taps = convolution.gradient(block, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images)
+                by_input, by_taps = convolution.gradient(
+                    block, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images
+                )
                 by_rows.append(by_input.flatten(0, 1))
                 taps_total = add_in_place(taps_total, by_taps)
             by_weight.append(taps_total)
-        return _gradients(ctx, lambda: paddle.concat(by_rows).reshape(rows.shape), lambda: convolution.transpose_transform(paddle.concat(by_weight)),
-                          lambda: paddle.concat(by_pooled).reshape(pooled_grad.shape), lambda: paddle.concat(by_mean),
-                          lambda: paddle.concat(by_variance))
+        return _gradients(
+            ctx,
+            lambda: paddle.concat(by_rows).reshape(rows.shape),
+            lambda: convolution.transpose_transform(paddle.concat(by_weight)),
+            lambda: paddle.concat(by_pooled).reshape(pooled_grad.shape),
+            lambda: paddle.concat(by_mean),
+            lambda: paddle.concat(by_variance),
+        )
 
 
 def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, images):
@@ -381,8 +443,8 @@ def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, ima
 
 
 def convolve(rows, weight, convolution, images):
-    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, with a `PooledConvolution`,
-    2x2 max-pooling.
+    """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, with a
+    `PooledConvolution`, 2x2 max-pooling.
 
     Args:
         rows: (T, images * H * W, C).
@@ -390,13 +452,15 @@ def convolve(rows, weight, convolution, images):
         convolution: the layer's `Convolution`.
 
     Returns:
-        The output after the pooling, (T, images * out_size[0] * out_size[1], D); mean and biased variance of it before the pooling, each
-        (T, 1, D). A loss must depend on all three: Paddle 2.6 dies of a segmentation fault where one of a PyLayer's outputs has no gradient.
+        The output after the pooling, (T, images * out_size[0] * out_size[1], D); mean and biased variance of
+        it before the pooling, each (T, 1, D). A loss must depend on all three: Paddle 2.6 dies of a
+        segmentation fault where one of a PyLayer's outputs has no gradient.
     """
     return tuple(_Convolve.apply(rows, weight, convolution, images, paddle.is_grad_enabled()))
 
 
-# ---------------------------------------------------------------------------------------------------------- cross-entropy
+# ----------------------------------------------------------------------------------------------------------
+# cross-entropy
 
 
 class _Softmax(PyLayer):
@@ -435,5 +499,6 @@ class _CrossEntropy(PyLayer):
 
 
 def cross_entropy(logits, targets):
-    """Mean cross-entropy of each task, (T,), from logits (T, N, n_way) and one-hot targets of the same shape."""
+    """Mean cross-entropy of each task, (T,), from logits (T, N, n_way) and one-hot targets of the same
+    shape."""
     return _CrossEntropy.apply(logits, targets)

@@ -1,9 +1,10 @@
 """Where the pixels of a 3x3 convolution with padding 1 lie, as row numbers.
 
-Activations are kept as *rows*: a tensor (T, N * H * W, C) whose row is one pixel of one image with all its channels, images and
-pixels in reading order. A convolution is then a gather of rows and a matrix product (convolution.py, winograd.py); padding is one more
-row, of zeros, after the last. This module only counts.
+Activations are kept as *rows*: a tensor (T, N * H * W, C) whose row is one pixel of one image with all its
+channels, images and pixels in reading order. A convolution is then a gather of rows and a matrix product
+(convolution.py, winograd.py); padding is one more row, of zeros, after the last. This module only counts.
 """
+
 import dataclasses
 
 import numpy as np
@@ -19,7 +20,8 @@ def _number(row, column, height, width):
 
 
 def _in_images(numbers, images, size):
-    """Numbers (..., pixels) within one image, for all images: (..., images * pixels); what is -1 becomes the row after the last."""
+    """Numbers (..., pixels) within one image, for all images: (..., images * pixels); what is -1 becomes the
+    row after the last."""
     spread = numbers[..., None, :] + np.arange(images)[:, None] * size
     spread = np.where(numbers[..., None, :] < 0, images * size, spread)
     return spread.reshape(numbers.shape[:-1] + (-1,)).astype(np.int32)
@@ -29,9 +31,10 @@ def _in_images(numbers, images, size):
 class Windows:
     """The pixels under the kernel, output pixel by output pixel.
 
-    Output pixels come in *pieces*. Before a 2x2 max-pool there are four, one for each corner of the pooling windows, so that
-    pooling is the maximum of four tensors, and a fifth with the pixels that no window covers (the last row and column of an
-    odd-sized map: they do not reach the pooled map but they count in the batch statistics). Without pooling there is one.
+    Output pixels come in *pieces*. Before a 2x2 max-pool there are four, one for each corner of the pooling
+    windows, so that pooling is the maximum of four tensors, and a fifth with the pixels that no window covers
+    (the last row and column of an odd-sized map: they do not reach the pooled map but they count in the batch
+    statistics). Without pooling there is one.
 
     Args:
         height, width: the input map, in pixels.
@@ -57,7 +60,12 @@ class Windows:
         conv_height, conv_width = self.conv_size
         row, column = np.divmod(np.arange(conv_height * conv_width), conv_width)
         down, right = np.divmod(np.arange(TAPS), KERNEL)
-        taps = _number(row[:, None] * self.stride + down - 1, column[:, None] * self.stride + right - 1, self.height, self.width)
+        taps = _number(
+            row[:, None] * self.stride + down - 1,
+            column[:, None] * self.stride + right - 1,
+            self.height,
+            self.width,
+        )
         if not self.pool:
             return [taps]
         covered = (row < conv_height // 2 * 2) & (column < conv_width // 2 * 2)
@@ -65,12 +73,16 @@ class Windows:
         return [taps[which] for which in chosen + ([] if covered.all() else [~covered])]
 
     def rows(self, images):
-        """For each piece an int32 array (images * pixels, 9): the rows of one task under each output pixel."""
-        return [np.ascontiguousarray(_in_images(taps.T, images, self.height * self.width).T) for taps in self._pieces()]
+        """For each piece an int32 array (images * pixels, 9): the rows of one task under each output
+        pixel."""
+        return [
+            np.ascontiguousarray(_in_images(taps.T, images, self.height * self.width).T)
+            for taps in self._pieces()
+        ]
 
     def uses(self, images):
-        """Without pooling, where each input row occurs in the flat `rows`: int32 (most uses of a row, images * height * width); what is left
-        over of the columns points after the end of `rows`."""
+        """Without pooling, where each input row occurs in the flat `rows`: int32 (most uses of a row, images
+        * height * width); what is left over of the columns points after the end of `rows`."""
         [taps] = self._pieces()
         places = np.argsort(taps.ravel(), kind="stable")
         counts = np.bincount(taps.ravel() + 1, minlength=self.height * self.width + 1)
@@ -81,17 +93,19 @@ class Windows:
 
 
 SIDE = 2  # of a tile, in pixels
-CORNERS = SIDE ** 2
+CORNERS = SIDE**2
 POSITIONS = (SIDE + KERNEL - 1) ** 2
 
 
 @dataclasses.dataclass(frozen=True)
 class Tiles:
-    """A map and its convolution of stride 1, cut into tiles that are computed together from the pixels around them.
+    """A map and its convolution of stride 1, cut into tiles that are computed together from the pixels around
+    them.
 
-    A tile is the 2x2 pixels of a pooling window, its *corners*, and takes 4x4 pixels, its *positions*. An odd-sized map has tiles that
-    reach over its edge. Tiles are ordered: first those that lie inside the map, image by image in reading order (they are the pooled map),
-    then the others. The pixels of all tiles are ordered corner by corner, and the positions likewise.
+    A tile is the 2x2 pixels of a pooling window, its *corners*, and takes 4x4 pixels, its *positions*. An
+    odd-sized map has tiles that reach over its edge. Tiles are ordered: first those that lie inside the map,
+    image by image in reading order (they are the pooled map), then the others. The pixels of all tiles are
+    ordered corner by corner, and the positions likewise.
 
     Args:
         height, width: the map, in pixels.
@@ -114,20 +128,28 @@ class Tiles:
         return images * self.out_size[0] * self.out_size[1]
 
     def rows(self, images):
-        """Rows at the positions of the tiles: int32 (positions, images * tiles); outside is the row after the last."""
+        """Rows at the positions of the tiles: int32 (positions, images * tiles); outside is the row after the
+        last."""
         row, column, _ = self._grid()
         down, right = np.divmod(np.arange(POSITIONS)[:, None], SIDE + KERNEL - 1)
-        return self._ordered(_number(row * SIDE + down - 1, column * SIDE + right - 1, self.height, self.width), images)
+        return self._ordered(
+            _number(row * SIDE + down - 1, column * SIDE + right - 1, self.height, self.width), images
+        )
 
     def rows_in_tile_order(self, images):
         """The same where the rows are the pixels of all tiles."""
-        return np.append(self.reading_order(images), CORNERS * self.tiles(images))[self.rows(images)].astype(np.int32)
+        return np.append(self.reading_order(images), CORNERS * self.tiles(images))[self.rows(images)].astype(
+            np.int32
+        )
 
     def own_rows(self, images):
-        """Rows that are the pixels of the tiles: int32 (corners, images * tiles); outside is the row after the last."""
+        """Rows that are the pixels of the tiles: int32 (corners, images * tiles); outside is the row after
+        the last."""
         row, column, _ = self._grid()
         down, right = np.divmod(np.arange(CORNERS)[:, None], SIDE)
-        return self._ordered(_number(row * SIDE + down, column * SIDE + right, self.height, self.width), images)
+        return self._ordered(
+            _number(row * SIDE + down, column * SIDE + right, self.height, self.width), images
+        )
 
     def reading_order(self, images):
         """Where each row is among the pixels of the tiles: int32 (images * height * width,)."""
@@ -149,4 +171,7 @@ class Tiles:
     def _ordered(self, numbers, images):
         """Numbers (k, tiles) within one image as (k, images * tiles) in the tiles' order."""
         _, _, inside = self._grid()
-        return np.concatenate([_in_images(numbers[:, which], images, self.height * self.width) for which in (inside, ~inside)], axis=1)
+        return np.concatenate(
+            [_in_images(numbers[:, which], images, self.height * self.width) for which in (inside, ~inside)],
+            axis=1,
+        )

@@ -1,9 +1,10 @@
 """The network of MAML on Omniglot, with its parameters as explicit arguments.
 
-Four blocks of 3x3 convolution, batch norm with the statistics of the batch at hand, ReLU and a reduction to half the size, then a
-linear layer (Finn et al. 2017, section 5.2; Vinyals et al. 2016). It is computed for T tasks side by side, each with
-parameters of its own.
+Four blocks of 3x3 convolution, batch norm with the statistics of the batch at hand, ReLU and a reduction to
+half the size, then a linear layer (Finn et al. 2017, section 5.2; Vinyals et al. 2016). It is computed for T
+tasks side by side, each with parameters of its own.
 """
+
 import paddle
 from paddle import nn
 
@@ -23,7 +24,8 @@ class _Block(nn.Layer):
         super().__init__()
         shape = [width, in_channels, 3, 3]
         self.conv_weight = self.create_parameter(shape, default_initializer=nn.initializer.KaimingNormal())
-        # Batch statistics remove whatever a bias adds: it is kept for the competition's parameter list, and never added.
+        # Batch statistics remove whatever a bias adds: it is kept for the competition's parameter list, and
+        # never added.
         self.conv_bias = self.create_parameter([width], is_bias=True)
         self.norm_weight = self.create_parameter([width], default_initializer=nn.initializer.Constant(1.0))
         self.norm_bias = self.create_parameter([width], is_bias=True)
@@ -32,31 +34,40 @@ class _Block(nn.Layer):
 class _Linear(nn.Layer):
     def __init__(self, features, n_way):
         super().__init__()
-        self.weight = self.create_parameter([features, n_way], default_initializer=nn.initializer.XavierNormal())
+        self.weight = self.create_parameter(
+            [features, n_way], default_initializer=nn.initializer.XavierNormal()
+        )
         self.bias = self.create_parameter([n_way], is_bias=True)
 
 
 class MAML(nn.Layer):
     """The convolutional classifier that MAML adapts.
 
-    Batch norm always uses the statistics of the images passed together, in testing too, so the prediction for one query image
-    depends on the others (transductive), as in the published code of MAML.
+    Batch norm always uses the statistics of the images passed together, in testing too, so the prediction for
+    one query image depends on the others (transductive), as in the published code of MAML.
 
     Args:
         n_way: classes of a task.
         in_channels: channels C of an image.
         width: channels of every convolution.
         image_size: height and width of an image, in pixels.
-        architecture: "pool", 2x2 max-pools and a linear layer on the last map (the usual network, and the competition's), or
-            "stride", convolutions of stride 2 and the mean over the last map (Finn's for Omniglot).
+        architecture: "pool", 2x2 max-pools and a linear layer on the last map (the usual network, and the
+            competition's), or "stride", convolutions of stride 2 and the mean over the last map (Finn's for
+            Omniglot).
 
     Raises:
-        ValueError: a size is not positive, the image is too small for four reductions, or the architecture is unknown.
+        ValueError: a size is not positive, the image is too small for four reductions, or the architecture is
+            unknown.
     """
 
     def __init__(self, n_way=5, in_channels=1, width=64, image_size=28, architecture="pool"):
         super().__init__()
-        for name, value in [("n_way", n_way), ("in_channels", in_channels), ("width", width), ("image_size", image_size)]:
+        for name, value in [
+            ("n_way", n_way),
+            ("in_channels", in_channels),
+            ("width", width),
+            ("image_size", image_size),
+        ]:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if architecture not in ("pool", "stride"):
@@ -67,22 +78,29 @@ class MAML(nn.Layer):
         self._convolutions = []  # that of the first block for its size alone: `_first_block` has the windows
         size = image_size
         for number in range(BLOCKS):
-            self._convolutions.append((PooledConvolution if architecture == "pool" else StridedConvolution)(size, size))
+            self._convolutions.append(
+                (PooledConvolution if architecture == "pool" else StridedConvolution)(size, size)
+            )
             size, _ = self._convolutions[-1].out_size
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")
             self.add_sublayer(f"block{number + 1}", _Block(width if number else in_channels, width))
         #: What `pack` returns, in order.
-        self.packed_names = [f"block{number + 1}.{part}" for number in range(BLOCKS)
-                             for part in ("conv_weight", "norm_weight", "norm_bias")] + ["linear.weight", "linear.bias"]
+        self.packed_names = [
+            f"block{number + 1}.{part}"
+            for number in range(BLOCKS)
+            for part in ("conv_weight", "norm_weight", "norm_bias")
+        ] + ["linear.weight", "linear.bias"]
         self.linear = _Linear(width if architecture == "stride" else width * size * size, n_way)
 
     def forward(self, x, params=None):
         """Scores of the classes.
 
         Args:
-            x: images (N, C, H, W), or (T, N, C, H, W) for T tasks. They count as constants: no gradient reaches them.
-            params: tensors shaped and ordered as `parameters()`, with a leading T where x has one; the layer's own if None.
+            x: images (N, C, H, W), or (T, N, C, H, W) for T tasks. They count as constants: no gradient
+                reaches them.
+            params: tensors shaped and ordered as `parameters()`, with a leading T where x has one; the
+                layer's own if None.
 
         Returns:
             Logits (N, n_way) or (T, N, n_way).
@@ -99,52 +117,56 @@ class MAML(nn.Layer):
         logits = self.logits(self.first_windows(x), packed)
         return logits.squeeze(0) if single else logits
 
-    # What follows serves the learner, which adapts the packed form: the parameters laid out for the products of
-    # operators.py, so that nothing is transposed inside the inner loop. A gradient step is the same in both layouts.
+    # What follows serves the learner, which adapts the packed form: the parameters laid out for the products
+    # of operators.py, so that nothing is transposed inside the inner loop. A gradient step is the same in
+    # both layouts.
 
     def pack(self, params, tasks=None):
         """The parameters that matter to the output, laid out for the operators.
 
         Args:
-            params: tensors as `parameters()`, with a leading T; or without, and then repeated for `tasks` tasks.
+            params: tensors as `parameters()`, with a leading T; or without, and then repeated for `tasks`
+                tasks.
 
         Returns:
-            For each block the convolution (T, 9 * C, width), the scale and the shift of batch norm (T, 1, width); then the linear
-            weight (T, features, n_way) and bias (T, 1, n_way).
+            For each block the convolution (T, 9 * C, width), the scale and the shift of batch norm (T, 1,
+            width); then the linear weight (T, features, n_way) and bias (T, 1, n_way).
         """
         if tasks is not None:
             # Repeated when they are packed: the transposition of a large tensor is slow.
             return [p.expand([tasks] + p.shape[1:]) for p in self.pack([p.unsqueeze(0) for p in params])]
         packed = []
         for number in range(BLOCKS):
-            weight, _, scale, shift = params[4 * number:4 * number + 4]
+            weight, _, scale, shift = params[4 * number : 4 * number + 4]
             tasks, width, channels = weight.shape[:3]
             packed.append(weight.transpose([0, 3, 4, 2, 1]).reshape([tasks, TAPS * channels, width]))
             packed += [scale.unsqueeze(1), shift.unsqueeze(1)]
         return packed + [params[-2], params[-1].unsqueeze(1)]
 
     def unpack(self, packed, conv_biases):
-        """The inverse of `pack`; the convolution biases, which `pack` drops, are given as four tensors (T, width)."""
+        """The inverse of `pack`; the convolution biases, which `pack` drops, are given as four tensors (T,
+        width)."""
         params = []
         for number in range(BLOCKS):
-            weight, scale, shift = packed[3 * number:3 * number + 3]
+            weight, scale, shift = packed[3 * number : 3 * number + 3]
             tasks, rows, width = weight.shape
             kernel = weight.reshape([tasks, 3, 3, rows // TAPS, width]).transpose([0, 4, 3, 1, 2])
             params += [kernel, conv_biases[number], scale.squeeze(1), shift.squeeze(1)]
         return params + [packed[-2], packed[-1].squeeze(1)]
 
     def first_windows(self, x):
-        """The 3x3 windows of the images, with their mean and covariance: what the first convolution needs of them.
+        """The 3x3 windows of the images, with their mean and covariance: what the first convolution needs of
+        them.
 
-        They do not depend on the parameters, so one call serves all inner steps. They count as constants: there is no gradient by
-        the images.
+        They do not depend on the parameters, so one call serves all inner steps. They count as constants:
+        there is no gradient by the images.
 
         Args:
             x: images (T, N, C, H, W).
 
         Returns:
-            (images N, blocks for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 * C)). The blocks have 9 * C + 1
-            columns, the last of ones, for a shift in the weight's last row.
+            (images N, blocks for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 *
+            C)). The blocks have 9 * C + 1 columns, the last of ones, for a shift in the weight's last row.
         """
         x = x.detach()
         tasks, images, channels = x.shape[:3]
@@ -160,7 +182,8 @@ class MAML(nn.Layer):
     def logits(self, first_windows, packed, statistics=None):
         """Logits (T, N, n_way) from `first_windows(x)` and packed parameters.
 
-        Batch norm uses the images' own statistics, or those of other images that `statistics` returned; then there are no gradients.
+        Batch norm uses the images' own statistics, or those of other images that `statistics` returned; then
+        there are no gradients.
         """
         if statistics is None:
             return self._run(first_windows, packed)[0]
@@ -177,13 +200,15 @@ class MAML(nn.Layer):
         used = [given[0] if given else windows_moments]
         rows = self._first_block(blocks, *used[0], *packed[:3])
         for number in range(1, BLOCKS):
-            rows, moments = self._block(rows, number, images, given and given[number], *packed[3 * number:3 * number + 3])
+            rows, moments = self._block(
+                rows, number, images, given and given[number], *packed[3 * number : 3 * number + 3]
+            )
             used.append(moments)
         return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1], used
 
     def _first_block(self, blocks, mean, covariance, weight, scale, shift):
-        # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is known before the
-        # product and goes into its weight: no pass over the largest map of the network.
+        # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is
+        # known before the product and goes into its weight: no pass over the largest map of the network.
         variance = operators.sum_rows(weight * operators.matmul(covariance, weight))
         scale = scale * paddle.rsqrt(variance + EPSILON)
         weight = operators.scale_rows(weight, scale)
@@ -192,8 +217,9 @@ class MAML(nn.Layer):
         return operators.largest_product(blocks, weight)
 
     def _block(self, rows, number, images, moments, weight, scale, shift):
-        # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they have a quarter of the
-        # pixels left to do. Increasing is batch norm if its scale is not negative; the sign goes into the convolution.
+        # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they
+        # have a quarter of the pixels left to do. Increasing is batch norm if its scale is not negative; the
+        # sign goes into the convolution.
         if self.architecture == "pool":
             sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
             weight, scale = operators.scale_rows(weight, sign), scale * sign
@@ -214,8 +240,10 @@ class MAML(nn.Layer):
         """ValueError unless x is (T, N, C, H, W) with the network's C, H and W."""
         expected = [self.in_channels, self.image_size, self.image_size]
         if x.ndim != 5 or x.shape[2:] != expected:
-            raise ValueError(f"images must be (N, {', '.join(map(str, expected))}) with or without a leading axis of tasks, "
-                             f"not {tuple(x.shape)}")
+            raise ValueError(
+                f"images must be (N, {', '.join(map(str, expected))}) with or without a leading axis of tasks, "
+                f"not {tuple(x.shape)}"
+            )
 
     def _check_params(self, params, tasks):
         own = self.parameters()
@@ -224,4 +252,6 @@ class MAML(nn.Layer):
         for number, (given, parameter) in enumerate(zip(params, own)):
             expected = parameter.shape if tasks is None else [tasks] + parameter.shape
             if given.shape != expected:
-                raise ValueError(f"params[{number}] must have shape {tuple(expected)}, not {tuple(given.shape)}")
+                raise ValueError(
+                    f"params[{number}] must have shape {tuple(expected)}, not {tuple(given.shape)}"
+                )

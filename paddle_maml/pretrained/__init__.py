@@ -1,8 +1,9 @@
 """Weights that come with the library, each with a card: NAME.pdparams and NAME.json in this folder.
 
-The card is the run's report (settings, test result, command) with the SHA-256 of the weights. `python -m paddle_maml.pretrained RUN
-NAME` makes both from a finished run.
+The card is the run's report (settings, test result, command) with the SHA-256 of the weights. `python -m
+paddle_maml.pretrained RUN NAME` makes both from a finished run.
 """
+
 from __future__ import annotations
 
 import os
@@ -10,11 +11,11 @@ import re
 from pathlib import Path
 
 from ..engine import checkpoint
+from ..engine.results import finished_report, read_report
+from ..engine.settings import NOTHING, settings_from_dict
 from ..errors import UserError
 from ..files import digest, write_together
 from ..report.log import json_file
-from ..engine.results import finished_report, read_report
-from ..engine.settings import NOTHING, settings_from_dict
 
 FOLDER = Path(__file__).parent
 
@@ -34,7 +35,9 @@ def look_up(name):
         UserError: there is no such name, or the file is not the one that the card describes.
     """
     if name not in names():
-        raise UserError(f"There are no pretrained weights {name!r}; there are: {', '.join(names()) or 'none'}.")
+        raise UserError(
+            f"There are no pretrained weights {name!r}; there are: {', '.join(names()) or 'none'}."
+        )
     path = FOLDER / f"{name}.pdparams"
     card = read_report(FOLDER / f"{name}.json", "sha256")
     if not path.is_file() or digest(path) != card["sha256"]:
@@ -43,7 +46,8 @@ def look_up(name):
 
 
 def find_weights(path_or_name):
-    """The weights that a name or, where there is no such name, a path stands for: (file, origin) as of `checkpoint.find_weights`.
+    """The weights that a name or, where there is no such name, a path stands for: (file, origin) as of
+    `checkpoint.find_weights`.
 
     Raises:
         UserError: there are none.
@@ -51,8 +55,10 @@ def find_weights(path_or_name):
     if path_or_name in names():
         return look_up(path_or_name)[:2]
     if not os.path.exists(path_or_name):
-        raise UserError(f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: "
-                        f"{', '.join(names()) or 'none'}.")
+        raise UserError(
+            f"There is no file or folder {path_or_name}, and no pretrained weights of that name; there are: "
+            f"{', '.join(names()) or 'none'}."
+        )
     return checkpoint.find_weights(path_or_name)
 
 
@@ -60,14 +66,20 @@ def add(run_folder, name):
     """Put the best weights of a finished run here, with a card made from its report.
 
     Raises:
-        UserError: the run is not finished, it went on after its report, or the name is taken or has other characters than letters, digits,
-            '-' and '.', or stands for no weights.
+        UserError: the run is not finished, it went on after its report, or the name is taken or has other
+            characters than letters, digits, '-' and '.', or stands for no weights.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.-]*", name) or name == NOTHING:
-        raise UserError(f"The name is {name!r}, but must be made of letters, digits, '-' and '.', and not be {NOTHING!r}.")
-    taken = next((path for path in (FOLDER / f"{name}.pdparams", FOLDER / f"{name}.json") if path.exists()), None)
+        raise UserError(
+            f"The name is {name!r}, but must be made of letters, digits, '-' and '.', and not be {NOTHING!r}."
+        )
+    taken = next(
+        (path for path in (FOLDER / f"{name}.pdparams", FOLDER / f"{name}.json") if path.exists()), None
+    )
     if taken:
-        raise UserError(f"The name is {name!r}, but {taken} is there already: choose another name, or remove what there is of the old one.")
+        raise UserError(
+            f"The name is {name!r}, but {taken} is there already: choose another name, or remove what there is of the old one."
+        )
     report, path = finished_report(run_folder)
     card = json_file({"name": name, "sha256": digest(path), **report})
     write_together(FOLDER, {f"{name}.pdparams": Path(path).read_bytes(), f"{name}.json": card})

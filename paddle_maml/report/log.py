@@ -1,4 +1,5 @@
 """What a run tells: progress on the screen, metrics.csv, VisualDL, and the report as JSON."""
+
 from __future__ import annotations
 
 import csv
@@ -15,14 +16,24 @@ from ..errors import UserError
 from ..files import write_whole
 
 METRICS, REPORT, CURVE, ANALYSIS = "metrics.csv", "report.json", "curve.png", "analysis.json"
-COLUMNS = ("iteration", "loss", "accuracy", "meta_lr", "val_loss", "val_accuracy", "val_interval", "episodes_per_second", "seconds")
+COLUMNS = (
+    "iteration",
+    "loss",
+    "accuracy",
+    "meta_lr",
+    "val_loss",
+    "val_accuracy",
+    "val_interval",
+    "episodes_per_second",
+    "seconds",
+)
 
 
 class Progress:
     """A progress line that stays in place on a terminal, and a log line now and then elsewhere.
 
-    Paddle's own ProgressBar is not used: it counts the time left from the first iteration, which is wrong after a resume, and takes
-    whatever is not a terminal for one.
+    Paddle's own ProgressBar is not used: it counts the time left from the first iteration, which is wrong
+    after a resume, and takes whatever is not a terminal for one.
 
     Args:
         total: meta-iterations of the whole run.
@@ -48,8 +59,10 @@ class Progress:
             return
         self._shown = now
         left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
-        text = (f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  {episodes_per_second:.1f} episodes/s  "
-                f"{_clock(left)} left")
+        text = (
+            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  {episodes_per_second:.1f} episodes/s  "
+            f"{_clock(left)} left"
+        )
         if not self._terminal:
             self._write(text + "\n")
             return
@@ -95,12 +108,15 @@ class Metrics:
 
     Args:
         run_folder: an existing folder.
-        iteration: the meta-iteration the run continues from; later rows, of a run that was killed, are removed.
+        iteration: the meta-iteration the run continues from; later rows, of a run that was killed, are
+            removed.
         visualdl: also write RUN/visualdl; UserError if the package is missing.
     """
 
     def __init__(self, run_folder, iteration=0, visualdl=False):
-        self._writer = require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
+        self._writer = (
+            require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
+        )
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
         write_whole(path, metrics_file(rows))
@@ -108,8 +124,11 @@ class Metrics:
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
     def add(self, **values):
-        """Add a row: values by column name; columns left out stay empty. It is on the disk when this returns."""
-        shown = {name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()}
+        """Add a row: values by column name; columns left out stay empty. It is on the disk when this
+        returns."""
+        shown = {
+            name: f"{value:.6g}" if isinstance(value, float) else value for name, value in values.items()
+        }
         self._csv.writerow(shown)
         self._file.flush()
         # Before the next checkpoint: a resumed run must not lack rows.
@@ -135,7 +154,8 @@ def metrics_file(rows):
 
 
 def read_metrics(path):
-    """The rows of a metrics.csv as dicts of strings; what a killed process or machine wrote of its last row is left out.
+    """The rows of a metrics.csv as dicts of strings; what a killed process or machine wrote of its last row
+    is left out.
 
     Raises:
         UserError: another line is damaged.
@@ -150,7 +170,9 @@ def read_metrics(path):
     rows = [line.rstrip("\r").split(",") for line in lines]
     for number, row in enumerate(rows, 1):
         if not (tuple(row) == COLUMNS if number == 1 else _is_row(row)):
-            raise UserError(f"{path} is damaged in line {number}: repair it, or move it away to go on without its rows.")
+            raise UserError(
+                f"{path} is damaged in line {number}: repair it, or move it away to go on without its rows."
+            )
     return [dict(zip(COLUMNS, row)) for row in rows[1:]]
 
 
@@ -162,7 +184,11 @@ def _is_row(values):
             return False
 
     iteration, *others = values
-    return len(values) == len(COLUMNS) and re.fullmatch("[0-9]{1,12}", iteration) and all(value == "" or is_number(value) for value in others)
+    return (
+        len(values) == len(COLUMNS)
+        and re.fullmatch("[0-9]{1,12}", iteration)
+        and all(value == "" or is_number(value) for value in others)
+    )
 
 
 def require_visualdl():
@@ -185,13 +211,18 @@ def write_json(path, report):
 
 
 def evaluation_table(result):
-    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its interval."""
+    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its
+    interval."""
     lines = ["inner steps   accuracy            query loss"]
     for step in range(len(result["accuracy_per_step"])):
-        lines.append(f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
-                     f"{result['loss_per_step'][step]:10.4f}")
-    lines.append(f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
-                 f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
-                 f"(95 % interval over {result['episodes']} episodes)")
+        lines.append(
+            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
+            f"{result['loss_per_step'][step]:10.4f}"
+        )
+    lines.append(
+        f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
+        f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
+        f"(95 % interval over {result['episodes']} episodes)"
+    )
     lines.append("Note: " + result["note"])
     return "\n".join(lines)

@@ -1,4 +1,6 @@
-"""Plots, matrices and sheets of characters, as Pillow images. Pillow draws them, because the library needs no plotting package otherwise."""
+"""Plots, matrices and sheets of characters, as Pillow images. Pillow draws them, because the library needs no
+plotting package otherwise."""
+
 from __future__ import annotations
 
 import io
@@ -18,7 +20,8 @@ def draw_plots(panels, columns):
     """Line plots, side by side, as one image.
 
     Args:
-        panels: list of (title, {name of the line: list of (x, y)}, lowest y that is shown). The same name has the same colour in every panel.
+        panels: list of (title, {name of the line: list of (x, y)}, lowest y that is shown). The same name has
+            the same colour in every panel.
         columns: panels in a row.
     """
     names = list(dict.fromkeys(name for _, lines, _ in panels for name in lines))
@@ -42,14 +45,20 @@ def draw_curve(rows):
     Args:
         rows: of metrics.csv, as `reporting.read_metrics` returns them.
     """
+
     def line(column):
         return [(int(row["iteration"]), float(row[column])) for row in rows if row[column]]
 
     accuracies = {"training": line("accuracy"), "validation": line("val_accuracy")}
     # A good run spends most of its time near 1.
     best = max([y for _, y in accuracies["validation"]], default=0)
-    return draw_plots([("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
-                       ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0)], columns=2)
+    return draw_plots(
+        [
+            ("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
+            ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0),
+        ],
+        columns=2,
+    )
 
 
 def draw_sheet(lines, zoom=2):
@@ -60,14 +69,22 @@ def draw_sheet(lines, zoom=2):
         zoom: screen pixels for a pixel.
     """
     side = zoom * max((image.shape[0] for _, cells in lines for image, _ in cells), default=1)
-    width, height = max([len(caption) * 6 + 16 for caption, _ in lines] + [(side + 8) * len(cells) + 8 for _, cells in lines]), side + 36
+    width, height = (
+        max(
+            [len(caption) * 6 + 16 for caption, _ in lines]
+            + [(side + 8) * len(cells) + 8 for _, cells in lines]
+        ),
+        side + 36,
+    )
     sheet = Image.new("RGB", (width, max(1, height * len(lines))), "white")
     draw = ImageDraw.Draw(sheet)
     for number, (caption, cells) in enumerate(lines):
         top = number * height
         draw.text((8, top + 4), caption, BLACK)
         for column, (image, text) in enumerate(cells):
-            picture = Image.fromarray(image).resize((zoom * image.shape[1], zoom * image.shape[0]), Image.NEAREST)
+            picture = Image.fromarray(image).resize(
+                (zoom * image.shape[1], zoom * image.shape[0]), Image.NEAREST
+            )
             sheet.paste(picture, (8 + column * (side + 8), top + 18))
             draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
     return sheet
@@ -96,14 +113,18 @@ def draw_matrix(matrix, names, titles, cell=11):
         draw.text((margin - 6 - 6 * len(name), margin + cell * number), name, BLACK)
         ImageDraw.Draw(columns).text((6, cell * number), name, BLACK)
     image.paste(columns.transpose(Image.ROTATE_90), (margin, 0))
-    for number, line in enumerate([f"rows: {titles[0]}", f"columns: {titles[1]}", f"darkest: {matrix.max():.1%}"]):
+    for number, line in enumerate(
+        [f"rows: {titles[0]}", f"columns: {titles[1]}", f"darkest: {matrix.max():.1%}"]
+    ):
         draw.text((8, 8 + 14 * number), line, BLACK)
     return image
 
 
 def stacked(images):
     """Images under one another, as one."""
-    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    whole = Image.new(
+        "RGB", (max(image.width for image in images), sum(image.height for image in images)), "white"
+    )
     top = 0
     for image in images:
         whole.paste(image, (0, top))
@@ -129,8 +150,10 @@ def _panel(draw, left, top, title, lines, lowest, colours):
 
     def place(x, y):
         share = (y - lowest) / (parts * step)
-        return (left + _LEFT + x / x_end * (PANEL_WIDTH - _LEFT - _RIGHT),
-                top + PANEL_HEIGHT - _BOTTOM - share * (PANEL_HEIGHT - _TOP - _BOTTOM))
+        return (
+            left + _LEFT + x / x_end * (PANEL_WIDTH - _LEFT - _RIGHT),
+            top + PANEL_HEIGHT - _BOTTOM - share * (PANEL_HEIGHT - _TOP - _BOTTOM),
+        )
 
     for number in range(round(parts) + 1):
         value = lowest + number * step
@@ -148,7 +171,11 @@ def _panel(draw, left, top, title, lines, lowest, colours):
         line = sorted(line)
         for one, other in zip(line, line[1:]):
             if max(one[1], other[1]) > lowest:
-                draw.line([place(*_raised(one, other, lowest)), place(*_raised(other, one, lowest))], colours[name], 2)
+                draw.line(
+                    [place(*_raised(one, other, lowest)), place(*_raised(other, one, lowest))],
+                    colours[name],
+                    2,
+                )
         for x, y in [place(x, y) for x, y in line if y >= lowest] if len(line) <= 30 else []:
             draw.ellipse([x - 3, y - 3, x + 3, y + 3], colours[name])
 
@@ -161,7 +188,7 @@ def _raised(point, other, lowest):
 
 def _step(most):
     """A distance of 1, 2 or 5 times a power of ten that divides 0 .. most into three to seven parts."""
-    step = 10.0 ** -9
+    step = 10.0**-9
     while True:
         for factor in (1, 2, 5):
             if most <= 6 * factor * step:

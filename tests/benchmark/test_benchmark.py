@@ -1,4 +1,6 @@
-"""The benchmark: that all contestants do the same work, that they run, and what it reports. No time is tested."""
+"""The benchmark: that all contestants do the same work, that they run, and what it reports. No time is
+tested."""
+
 import importlib.util
 import json
 import multiprocessing
@@ -10,23 +12,43 @@ from PIL import Image
 
 from paddle_maml.benchmark import __main__ as benchmark
 from paddle_maml.benchmark import scaling
-from paddle_maml.benchmark.contestants import COMPETITION, ORDERS, OURS, PYTORCH, VARIANTS, Contestant, candidates
+from paddle_maml.benchmark.contestants import (
+    COMPETITION,
+    ORDERS,
+    OURS,
+    PYTORCH,
+    VARIANTS,
+    Contestant,
+    candidates,
+)
 from paddle_maml.benchmark.measure import LossCheck, make_problem, ratios
 from paddle_maml.benchmark.worker import Team, _environment, _free_port
-from paddle_maml.errors import UserError
 from paddle_maml.engine.settings import settings_from_dict
+from paddle_maml.errors import UserError
 
 TINY = ["--n-way", "3", "--k-query", "2", "--tasks", "3", "--steps", "2", "--width", "4", "--device", "cpu"]
 CONV_BIASES = (1, 5, 9, 13)
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 # Every opponent and variant in every order that it has.
-OPPONENTS = [pytest.param(Contestant(side, variant, order), id=f"{side}-{variant}-{order}", marks=needs_torch if side == PYTORCH else ())
-             for side in (COMPETITION, PYTORCH) for variant in VARIANTS[side] for order in ORDERS[side]]
+OPPONENTS = [
+    pytest.param(
+        Contestant(side, variant, order),
+        id=f"{side}-{variant}-{order}",
+        marks=needs_torch if side == PYTORCH else (),
+    )
+    for side in (COMPETITION, PYTORCH)
+    for variant in VARIANTS[side]
+    for order in ORDERS[side]
+]
 
 
 def tiny_problem():
-    return make_problem(settings_from_dict({"n_way": 3, "k_query": 2, "meta_batch": 3, "inner_steps": 2, "width": 4, "image_size": 16}))[0]
+    return make_problem(
+        settings_from_dict(
+            {"n_way": 3, "k_query": 2, "meta_batch": 3, "inner_steps": 2, "width": 4, "image_size": 16}
+        )
+    )[0]
 
 
 def make_side(contestant, problem):
@@ -38,7 +60,7 @@ def make_side(contestant, problem):
 
 
 def assert_close(gradients, expected, tolerance):
-    whole = np.sqrt(sum(np.sum(g ** 2) for g in expected))
+    whole = np.sqrt(sum(np.sum(g**2) for g in expected))
     assert whole > 0.01
     for number, (a, b) in enumerate(zip(gradients, expected)):
         assert a.shape == b.shape
@@ -48,7 +70,10 @@ def assert_close(gradients, expected, tolerance):
 @pytest.mark.parametrize("contestant", OPPONENTS)
 def test_opponents_compute_our_loss_and_meta_gradient(float64, contestant):
     problem = tiny_problem()
-    ours, theirs = make_side(Contestant(OURS, "side by side", contestant.order), problem), make_side(contestant, problem)
+    ours, theirs = (
+        make_side(Contestant(OURS, "side by side", contestant.order), problem),
+        make_side(contestant, problem),
+    )
     loss = ours.meta_gradient()
     assert theirs.meta_gradient() == pytest.approx(loss, rel=1e-10)
     assert np.mean(ours.losses()) == pytest.approx(loss, rel=1e-10)
@@ -61,10 +86,14 @@ def test_the_orders_differ(float64):
     problem = tiny_problem()
     first, second = (make_side(Contestant(PYTORCH, "loop", order), problem) for order in (1, 2))
     first.meta_gradient(), second.meta_gradient()
-    assert np.linalg.norm(first.gradients()[0] - second.gradients()[0]) > 1e-3 * np.linalg.norm(second.gradients()[0])
+    assert np.linalg.norm(first.gradients()[0] - second.gradients()[0]) > 1e-3 * np.linalg.norm(
+        second.gradients()[0]
+    )
 
 
-@pytest.mark.parametrize("contestant", [pytest.param(Contestant(OURS, "side by side", 2), id="ours"), *OPPONENTS])
+@pytest.mark.parametrize(
+    "contestant", [pytest.param(Contestant(OURS, "side by side", 2), id="ours"), *OPPONENTS]
+)
 def test_every_meta_iteration_starts_from_the_initial_weights(contestant):
     problem = tiny_problem()
     before = [array.copy() for array in problem.weights]
@@ -84,14 +113,19 @@ def _send_gradients(connection, contestant, part):
     connection.recv()  # nobody leaves before the others are done
 
 
-@pytest.mark.parametrize("side, variant", [(OURS, "side by side"), (COMPETITION, "loop"), pytest.param(PYTORCH, "loop", marks=needs_torch)])
+@pytest.mark.parametrize(
+    "side, variant",
+    [(OURS, "side by side"), (COMPETITION, "loop"), pytest.param(PYTORCH, "loop", marks=needs_torch)],
+)
 def test_two_processes_average_as_one(side, variant):
     problem, context, port = tiny_problem(), multiprocessing.get_context("spawn"), _free_port()
     contestant, connections = Contestant(side, variant, 1, processes=2), []
     for rank in (0, 1):
         here, there = context.Pipe()
         with _environment(contestant, rank, port):
-            context.Process(target=_send_gradients, args=(there, contestant, problem.part(rank, 2)), daemon=True).start()
+            context.Process(
+                target=_send_gradients, args=(there, contestant, problem.part(rank, 2)), daemon=True
+            ).start()
         connections.append(here)
     answers = [connection.recv() for connection in connections]
     for connection in connections:
@@ -113,8 +147,12 @@ def test_parts_are_all_tasks_once():
 
 def test_candidates():
     assert candidates(OURS, 1, 2, 1) == [Contestant(OURS, "side by side", 1, 2, 1)]
-    arrangements = {(c.variant, c.processes, c.threads, c.tuned_allocator) for c in candidates(PYTORCH, 2, 2, 1)}
-    assert arrangements == {(variant, *cores, False) for variant in VARIANTS[PYTORCH] for cores in ((1, 2), (2, 1))}
+    arrangements = {
+        (c.variant, c.processes, c.threads, c.tuned_allocator) for c in candidates(PYTORCH, 2, 2, 1)
+    }
+    assert arrangements == {
+        (variant, *cores, False) for variant in VARIANTS[PYTORCH] for cores in ((1, 2), (2, 1))
+    }
     assert all(c.tuned_allocator for c in candidates(COMPETITION, 1, 2, 1, tune_opponents=True))
 
 
@@ -131,8 +169,14 @@ def test_loss_check_refuses_other_work_and_bears_a_kink():
 
 
 def test_ratios_are_of_medians():
-    rows = [{"side": side, "order": order, "seconds": seconds, "median_s": sorted(seconds)[1]}
-            for side, order, seconds in ((OURS, 1, [1, 1, 2]), (COMPETITION, 1, [10, 11, 12]), (OURS, 2, [2, 2, 3]))]
+    rows = [
+        {"side": side, "order": order, "seconds": seconds, "median_s": sorted(seconds)[1]}
+        for side, order, seconds in (
+            (OURS, 1, [1, 1, 2]),
+            (COMPETITION, 1, [10, 11, 12]),
+            (OURS, 2, [2, 2, 3]),
+        )
+    ]
     against, orders = ratios(rows)
     assert against == {"of": [COMPETITION, 1], "to": [OURS, 1], "ratio": 11, "low": 6, "high": 11}
     assert orders == {"of": [OURS, 2], "to": [OURS, 1], "ratio": 2, "low": 1.5, "high": 2}
@@ -147,33 +191,105 @@ def test_a_process_that_dies_is_reported():
 
 def test_report(tmp_path, capsys):
     path = tmp_path / "report.json"
-    options = ["--against", "competition", "--repeat", "2", "--warmup", "0", "--processes", "2", "--json", str(path)]
+    options = [
+        "--against",
+        "competition",
+        "--repeat",
+        "2",
+        "--warmup",
+        "0",
+        "--processes",
+        "2",
+        "--json",
+        str(path),
+    ]
     assert benchmark.main(TINY + options) == 0
     report = json.loads(path.read_text())
-    assert {"command", "machine", "settings", "threads", "tuned_opponents", "warmup", "repeat", "turn", "heats", "results", "ratios",
-            "episode_building_s"} == set(report)
-    assert {"processor", "cores", "load_before", "paddle", "torch", "numpy", "python", "platform", "device"} == set(report["machine"])
+    assert {
+        "command",
+        "machine",
+        "settings",
+        "threads",
+        "tuned_opponents",
+        "warmup",
+        "repeat",
+        "turn",
+        "heats",
+        "results",
+        "ratios",
+        "episode_building_s",
+    } == set(report)
+    assert {
+        "processor",
+        "cores",
+        "load_before",
+        "paddle",
+        "torch",
+        "numpy",
+        "python",
+        "platform",
+        "device",
+    } == set(report["machine"])
     assert report["settings"]["meta_batch"] == 3 and report["settings"]["processes"] == 2
-    assert [(row["side"], row["order"]) for row in report["results"]] == [(OURS, 1), (COMPETITION, 1), (OURS, 2)]
+    assert [(row["side"], row["order"]) for row in report["results"]] == [
+        (OURS, 1),
+        (COMPETITION, 1),
+        (OURS, 2),
+    ]
     for row in report["results"]:
         low, high = sorted(row["seconds"])
-        assert row["min_s"] == low > 0 and row["max_s"] == high and row["median_s"] == pytest.approx((low + high) / 2)
-        assert row["episodes_per_s"] == pytest.approx(3 * row["meta_iterations_per_s"]) == pytest.approx(3 / row["median_s"])
+        assert (
+            row["min_s"] == low > 0
+            and row["max_s"] == high
+            and row["median_s"] == pytest.approx((low + high) / 2)
+        )
+        assert (
+            row["episodes_per_s"]
+            == pytest.approx(3 * row["meta_iterations_per_s"])
+            == pytest.approx(3 / row["median_s"])
+        )
         assert row["loss"] == pytest.approx(report["results"][0]["loss"], rel=0.1)
         assert not sys.platform.startswith("linux") or row["peak_memory_bytes"] > 0
-    assert {(row["processes"], row["threads"]) for row in report["heats"]} == {(2, report["threads"]), (1, 2 * report["threads"])}
-    assert [(ratio["of"], ratio["to"]) for ratio in report["ratios"]] == [([COMPETITION, 1], [OURS, 1]), ([OURS, 2], [OURS, 1])]
+    assert {(row["processes"], row["threads"]) for row in report["heats"]} == {
+        (2, report["threads"]),
+        (1, 2 * report["threads"]),
+    }
+    assert [(ratio["of"], ratio["to"]) for ratio in report["ratios"]] == [
+        ([COMPETITION, 1], [OURS, 1]),
+        ([OURS, 2], [OURS, 1]),
+    ]
     screen = capsys.readouterr().out
-    assert "order 1: competition takes" in screen and "ours: order 2 takes" in screen and "competition has no order 2" in screen
+    assert (
+        "order 1: competition takes" in screen
+        and "ours: order 2 takes" in screen
+        and "competition has no order 2" in screen
+    )
 
 
 def test_scaling(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(scaling, "sweeps", lambda settings: {scaling.TASKS: [1, 3], scaling.INNER_STEPS: [2]})
     picture, path = tmp_path / "scaling.png", tmp_path / "report.json"
-    options = ["--scaling", str(picture), "--orders", "1", "--repeat", "1", "--warmup", "0", "--processes", "1", "--json", str(path)]
+    options = [
+        "--scaling",
+        str(picture),
+        "--orders",
+        "1",
+        "--repeat",
+        "1",
+        "--warmup",
+        "0",
+        "--processes",
+        "1",
+        "--json",
+        str(path),
+    ]
     assert benchmark.main(TINY + options) == 0
     rows = json.loads(path.read_text())["scaling"]
-    assert [(row["quantity"], row["value"]) for row in rows] == [("tasks", 1), ("tasks", 3), ("inner steps", 2)]
+    assert [(row["quantity"], row["value"]) for row in rows] == [
+        ("tasks", 1),
+        ("tasks", 3),
+        ("inner steps", 2),
+    ]
     assert rows[1]["seconds"] == rows[2]["seconds"]  # the same point, measured once
     with Image.open(picture) as image:
         assert image.format == "PNG" and (31, 97, 166) in [colour for _, colour in image.getcolors(1 << 16)]
@@ -189,22 +305,28 @@ def test_sweeps_end_at_the_settings():
 def test_missing_pytorch_is_one_message(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert benchmark.main(TINY + ["--against", "competition,pytorch"]) == 2
-    assert capsys.readouterr().err == "error: --against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.\n"
+    assert (
+        capsys.readouterr().err
+        == "error: --against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.\n"
+    )
 
 
-@pytest.mark.parametrize("options, words", [
-    (["--against", "tensorflow"], "tensorflow is none of competition, pytorch"),
-    (["--orders", "1,3"], "3 is none of 1, 2"),
-    (["--repeat", "0"], "--repeat is 0"),
-    (["--processes", "4"], "only 3 tasks"),
-    (["--json", "/nowhere/report.json"], "/nowhere/report.json"),
-    (["--json", "."], "which is a folder"),
-    (["--json="], "--json is empty"),
-    (["--scaling", "x.jpg"], "let its name end in .png"),
-    (["--threads", "1000000"], "--threads is 1000000"),
-    (["--tasks", "0"], "--tasks is 0"),
-    (["--order", "1"], "--orders"),
-])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (["--against", "tensorflow"], "tensorflow is none of competition, pytorch"),
+        (["--orders", "1,3"], "3 is none of 1, 2"),
+        (["--repeat", "0"], "--repeat is 0"),
+        (["--processes", "4"], "only 3 tasks"),
+        (["--json", "/nowhere/report.json"], "/nowhere/report.json"),
+        (["--json", "."], "which is a folder"),
+        (["--json="], "--json is empty"),
+        (["--scaling", "x.jpg"], "let its name end in .png"),
+        (["--threads", "1000000"], "--threads is 1000000"),
+        (["--tasks", "0"], "--tasks is 0"),
+        (["--order", "1"], "--orders"),
+    ],
+)
 def test_wrong_options_are_one_message(options, words, capsys):
     assert benchmark.main(TINY + options) == 2
     error = capsys.readouterr().err

@@ -8,18 +8,20 @@ import sys
 import time
 
 import pytest
-
-from paddle_maml.engine import checkpoint
-from paddle_maml.commands import cli
-from paddle_maml.engine.settings import settings_from_dict
 from tiny_run import ROOT, TINY, call, options
+
+from paddle_maml.commands import cli
+from paddle_maml.engine import checkpoint
+from paddle_maml.engine.settings import settings_from_dict
 
 
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory):
     """A finished run, made by the command, whose output is (folder, output)."""
     folder = str(tmp_path_factory.mktemp("cli") / "run")
-    status, output, errors = call("train.py", options(output=folder, iterations=4, val_every=2, device="auto"))
+    status, output, errors = call(
+        "train.py", options(output=folder, iterations=4, val_every=2, device="auto")
+    )
     assert status == 0, errors
     # Nothing about absent GPU libraries, no warnings.
     assert errors == ""
@@ -38,7 +40,11 @@ def fails(capfd, main, arguments, *parts):
 
 def test_training_prints_the_report(run_folder):
     folder, output = run_folder
-    assert "synthetic, test split, 5-way 1-shot" in output and "transductive" in output and "report.json" in output
+    assert (
+        "synthetic, test split, 5-way 1-shot" in output
+        and "transductive" in output
+        and "report.json" in output
+    )
     assert "Computing on the CPU: " in output or "gpu" in open(os.path.join(folder, "report.json")).read()
 
 
@@ -55,13 +61,47 @@ def test_eval_of_a_run_folder_repeats_the_runs_test(run_folder, capfd, tmp_path)
 def test_eval_takes_files_parts_and_other_settings(run_folder, capfd, tmp_path):
     folder, _ = run_folder
     file = os.path.join(checkpoint.newest_checkpoint(folder), checkpoint.WEIGHTS)
-    assert cli.main_eval(["--weights", file, "--split", "val", "--episodes", "2", "--inner-steps", "4", "--device", "cpu", "--inner-lr", "0.01"]) == 0
+    assert (
+        cli.main_eval(
+            [
+                "--weights",
+                file,
+                "--split",
+                "val",
+                "--episodes",
+                "2",
+                "--inner-steps",
+                "4",
+                "--device",
+                "cpu",
+                "--inner-lr",
+                "0.01",
+            ]
+        )
+        == 0
+    )
     output = capfd.readouterr().out
     assert "val split" in output and output.splitlines()[5].split()[0] == "4"
     lone = str(tmp_path / "weights.pdparams")
     with open(file, "rb") as source, open(lone, "wb") as copy:
         copy.write(source.read())
-    assert cli.main_eval(["--weights", lone, "--dataset", "synthetic", "--width", "4", "--episodes", "2", "--device", "cpu"]) == 0
+    assert (
+        cli.main_eval(
+            [
+                "--weights",
+                lone,
+                "--dataset",
+                "synthetic",
+                "--width",
+                "4",
+                "--episodes",
+                "2",
+                "--device",
+                "cpu",
+            ]
+        )
+        == 0
+    )
 
 
 def test_eval_defaults_to_1000_episodes_with_15_query_images():
@@ -79,26 +119,42 @@ def test_resume_takes_the_other_settings_from_the_run(tmp_path, capfd):
     assert "Continuing" in capfd.readouterr().out
     with open(os.path.join(moved, "report.json")) as file:
         settings = json.load(file)["settings"]
-    assert settings == {**settings, **TINY, "iterations": 3, "output": moved, "log_every": 1, "device": "auto", "processes": 1}
+    assert settings == {
+        **settings,
+        **TINY,
+        "iterations": 3,
+        "output": moved,
+        "log_every": 1,
+        "device": "auto",
+        "processes": 1,
+    }
 
 
-def test_a_run_knows_where_its_first_weights_are_from_wherever_it_is_resumed(run_folder, tmp_path, monkeypatch):
+def test_a_run_knows_where_its_first_weights_are_from_wherever_it_is_resumed(
+    run_folder, tmp_path, monkeypatch
+):
     folder, _ = run_folder
     monkeypatch.chdir(os.path.dirname(folder))
-    assert cli.main_train(options(output=tmp_path / "run", iterations=1, start_from=os.path.basename(folder))) == 0
+    assert (
+        cli.main_train(options(output=tmp_path / "run", iterations=1, start_from=os.path.basename(folder)))
+        == 0
+    )
     settings = json.loads((tmp_path / "run" / "report.json").read_text())["settings"]
     assert settings["start_from"] == os.path.abspath(os.path.basename(folder))
     assert settings_from_dict(settings).command().count(f"--start-from runs/{os.path.basename(folder)} ") == 1
 
 
-@pytest.mark.parametrize("arguments, part", [
-    (["--n-wya", "5"], "did you mean --n-way?"),
-    (["--preset", "quickstrat"], "did you mean quickstart?"),
-    (["--meta-lr", "0"], "--meta-lr is 0.0"),
-    (options(device="tpu"), "device is 'tpu'"),
-    (options(device="gpu:99"), "gpu:99 cannot be used"),
-    (options(n_way=61), "n_way"),
-])
+@pytest.mark.parametrize(
+    "arguments, part",
+    [
+        (["--n-wya", "5"], "did you mean --n-way?"),
+        (["--preset", "quickstrat"], "did you mean quickstart?"),
+        (["--meta-lr", "0"], "--meta-lr is 0.0"),
+        (options(device="tpu"), "device is 'tpu'"),
+        (options(device="gpu:99"), "gpu:99 cannot be used"),
+        (options(n_way=61), "n_way"),
+    ],
+)
 def test_bad_options_of_train(capfd, tmp_path, arguments, part):
     fails(capfd, cli.main_train, arguments + ["--output", str(tmp_path / "run")], part)
     assert not (tmp_path / "run").exists()
@@ -110,7 +166,13 @@ def test_an_output_that_cannot_be_used(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_train, options(output=file), "is a file")
     fails(capfd, cli.main_train, options(output=file / "run"), "not a folder")
     fails(capfd, cli.main_train, options(output=run_folder[0]), "holds a run already", "--resume")
-    fails(capfd, cli.main_train, ["--resume", "--output", run_folder[0], "--n-way", "4"], "--n-way is 4", "started with 5")
+    fails(
+        capfd,
+        cli.main_train,
+        ["--resume", "--output", run_folder[0], "--n-way", "4"],
+        "--n-way is 4",
+        "started with 5",
+    )
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write anywhere")
@@ -121,12 +183,15 @@ def test_a_read_only_folder(capfd, tmp_path):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no file size limits")
 def test_a_disk_that_is_full(tmp_path):
-    """A limit on the size of files stands for a full disk: writing the first checkpoint fails, later the run continues."""
+    """A limit on the size of files stands for a full disk: writing the first checkpoint fails, later the run
+    continues."""
     import resource
 
     folder = str(tmp_path / "run")
     arguments = options(output=folder, iterations=2)
-    status, _, errors = call("train.py", arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500)))
+    status, _, errors = call(
+        "train.py", arguments, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+    )
     assert status == 2 and len(errors.splitlines()) == 1 and "raise the limit" in errors, errors
     assert not os.path.exists(folder)
     assert cli.main_train(arguments) == 0
@@ -136,8 +201,13 @@ def test_a_disk_that_is_full(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("moment", [0.5, 1, 2])
 def test_a_signal_before_there_is_anything_to_save(tmp_path, number, moment):
-    # Not with one thread, as `start` does it: threads that were there before a signal was held back would take it.
-    command = [sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", iterations=10**6)]
+    # Not with one thread, as `start` does it: threads that were there before a signal was held back would
+    # take it.
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "train.py"),
+        *options(output=tmp_path / "run", iterations=10**6),
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(moment)
     process.send_signal(number)
@@ -149,24 +219,41 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path, number, moment):
 @pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_output_that_nobody_reads(tmp_path, processes):
-    command = [sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", processes=processes, iterations=4)]
+    command = [
+        sys.executable,
+        os.path.join(ROOT, "train.py"),
+        *options(output=tmp_path / "run", processes=processes, iterations=4),
+    ]
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, timeout=120)
     os.close(writing)
-    assert done.returncode == 2 and done.stderr.startswith("error: Nobody reads the output") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert (
+        done.returncode == 2
+        and done.stderr.startswith("error: Nobody reads the output")
+        and len(done.stderr.splitlines()) == 1
+    ), done.stderr
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such shell")
 def test_a_standard_output_that_is_closed(tmp_path):
-    command = shlex.join([sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", iterations=2)])
+    command = shlex.join(
+        [sys.executable, os.path.join(ROOT, "train.py"), *options(output=tmp_path / "run", iterations=2)]
+    )
     done = subprocess.run(["sh", "-c", command + " >&-"], stderr=subprocess.PIPE, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "run" / "report.json").exists()
 
 
-@pytest.mark.parametrize("error, part", [(OSError(28, "No space left", "f"), "disk is full (f)"), (OSError(30, "ro"), "read-only"),
-                                         (MemoryError(), "memory"), (PermissionError(13, "denied", "/x"), "(/x)")])
+@pytest.mark.parametrize(
+    "error, part",
+    [
+        (OSError(28, "No space left", "f"), "disk is full (f)"),
+        (OSError(30, "ro"), "read-only"),
+        (MemoryError(), "memory"),
+        (PermissionError(13, "denied", "/x"), "(/x)"),
+    ],
+)
 def test_failures_of_the_machine_are_one_sentence(capfd, monkeypatch, error, part):
     from paddle_maml.engine import training
 
@@ -220,25 +307,77 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     fails(capfd, cli.main_eval, [], "--weights")
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none")], "There is no file or folder")
     fails(capfd, cli.main_eval, ["--weights", str(tmp_path)], "holds no checkpoint")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "none" / "x.json")], "folder does not exist")
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", folder, "--json", str(tmp_path / "none" / "x.json")],
+        "folder does not exist",
+    )
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path)], "which is a folder")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json="], "--json is empty")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / "new") + os.sep], "which is a folder")
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", folder, "--json", str(tmp_path / "new") + os.sep],
+        "which is a folder",
+    )
     for option in ("--json", "--analyse"):
-        fails(capfd, cli.main_eval, ["--weights", folder, option, str(tmp_path / ("x" * 300))], option, "where no file can be")
+        fails(
+            capfd,
+            cli.main_eval,
+            ["--weights", folder, option, str(tmp_path / ("x" * 300))],
+            option,
+            "where no file can be",
+        )
     # Short enough for a name, too long for that of the file that is renamed to it.
-    fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path / ("x" * 240))], "no file can be written there (File name too long)")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--episodes", "0"], "--episodes is 0, but must be at least 2")
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", folder, "--json", str(tmp_path / ("x" * 240))],
+        "no file can be written there (File name too long)",
+    )
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", folder, "--episodes", "0"],
+        "--episodes is 0, but must be at least 2",
+    )
     fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18"], "k_shot + k_query = 21")
-    fails(capfd, cli.main_eval, ["--weights", folder, "--k-shot", "18", "--analyse", str(tmp_path / "new")], "k_shot + k_query = 21")
-    fails(capfd, cli.main_eval, ["--weights", str(tmp_path / "none"), "--analyse", str(tmp_path / "new")], "There is no file or folder")
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", folder, "--k-shot", "18", "--analyse", str(tmp_path / "new")],
+        "k_shot + k_query = 21",
+    )
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", str(tmp_path / "none"), "--analyse", str(tmp_path / "new")],
+        "There is no file or folder",
+    )
     assert not (tmp_path / "new").exists()
     fails(capfd, cli.main_eval, ["--weights", folder, "--meta-lr", "1"], "unknown option --meta-lr")
-    for option, value, own in (("--n-way", "4", "5"), ("--width", "8", "4"), ("--architecture", "stride", "pool"), ("--image-size", "20", "28")):
-        fails(capfd, cli.main_eval, ["--weights", folder, option, value], f"{option} is {value}, but these weights are of a network with {own}")
+    for option, value, own in (
+        ("--n-way", "4", "5"),
+        ("--width", "8", "4"),
+        ("--architecture", "stride", "pool"),
+        ("--image-size", "20", "28"),
+    ):
+        fails(
+            capfd,
+            cli.main_eval,
+            ["--weights", folder, option, value],
+            f"{option} is {value}, but these weights are of a network with {own}",
+        )
     file = str(tmp_path / "alone.pdparams")
     shutil.copy(checkpoint.find_weights(folder)[0], file)
-    fails(capfd, cli.main_eval, ["--weights", file, "--dataset", "synthetic", "--width", "8"], "has shape", "check n_way, width")
+    fails(
+        capfd,
+        cli.main_eval,
+        ["--weights", file, "--dataset", "synthetic", "--width", "8"],
+        "has shape",
+        "check n_way, width",
+    )
     hostile = tmp_path / "hostile.pdparams"
     hostile.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
     fails(capfd, cli.main_eval, ["--weights", str(hostile), "--dataset", "synthetic"], "is refused")

@@ -1,5 +1,6 @@
-"""Every command of the README and of the pages in docs is run, the long ones with fewer iterations and small drawn data, and the Python code."""
-import os
+"""Every command of the README and of the pages in docs is run, the long ones with fewer iterations and small
+drawn data, and the Python code."""
+
 import re
 import shlex
 import shutil
@@ -8,26 +9,73 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from tiny_run import ROOT
 
-README, *PAGES = (path.read_text(encoding="utf-8") for path in [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))])
+README, *PAGES = (
+    path.read_text(encoding="utf-8")
+    for path in [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))]
+)
 # Those of the pages go on from runs that the README's made.
-COMMANDS = list(dict.fromkeys(line for block in re.findall(r"```bash\n(.*?)```", "".join([README, *PAGES]), re.S)
-                              for line in block.strip().splitlines()))
+COMMANDS = list(
+    dict.fromkeys(
+        line
+        for block in re.findall(r"```bash\n(.*?)```", "".join([README, *PAGES]), re.S)
+        for line in block.strip().splitlines()
+    )
+)
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
-SMALL = ["--dataset", "synthetic", "--iterations", "2", "--meta-batch", "2", "--k-query", "1", "--val-episodes", "2", "--test-episodes", "2",
-         "--distortions", "0"]
+SMALL = [
+    "--dataset",
+    "synthetic",
+    "--iterations",
+    "2",
+    "--meta-batch",
+    "2",
+    "--k-query",
+    "1",
+    "--val-episodes",
+    "2",
+    "--test-episodes",
+    "2",
+    "--distortions",
+    "0",
+]
 SHORTER = {
     "--start-from runs/": SMALL + ["--width", "4"],
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "--preset best-20way-5shot": SMALL,
     "train.py": SMALL + ["--width", "4"],
     "eval.py": ["--episodes", "4"],
-    "--scaling": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--k-query", "1", "--orders", "1", "--processes", "1"],
-    "paddle_maml.benchmark": ["--tasks", "2", "--repeat", "1", "--warmup", "0", "--width", "4", "--against", "competition"],
+    "--scaling": [
+        "--tasks",
+        "2",
+        "--repeat",
+        "1",
+        "--warmup",
+        "0",
+        "--width",
+        "4",
+        "--k-query",
+        "1",
+        "--orders",
+        "1",
+        "--processes",
+        "1",
+    ],
+    "paddle_maml.benchmark": [
+        "--tasks",
+        "2",
+        "--repeat",
+        "1",
+        "--warmup",
+        "0",
+        "--width",
+        "4",
+        "--against",
+        "competition",
+    ],
     "paddle_maml.data.omniglot": [],
     "paddle_maml.engine.results": [],
     "paddle_maml.engine.plain_data": [],
@@ -43,13 +91,20 @@ def clone(tmp_path_factory):
     """The repository without what runs left in it, so that commands may write where they say."""
     folder = tmp_path_factory.mktemp("clone") / "paddle_maml"
     left = shutil.ignore_patterns(".git", "cache", "*.zip", "__pycache__", ".pytest_cache", "venv", ".venv")
-    shutil.copytree(ROOT, folder, ignore=lambda place, names: left(place, names) | ({"runs"} if place == ROOT else set()))
+    shutil.copytree(
+        ROOT, folder, ignore=lambda place, names: left(place, names) | ({"runs"} if place == ROOT else set())
+    )
     return folder
 
 
 def test_the_readme_has_the_commands_that_matter():
-    for needed in ("pip install -r requirements.txt", "train.py --preset quickstart", "eval.py --weights", "python -m pytest tests",
-                   "paddle_maml.benchmark"):
+    for needed in (
+        "pip install -r requirements.txt",
+        "train.py --preset quickstart",
+        "eval.py --weights",
+        "python -m pytest tests",
+        "paddle_maml.benchmark",
+    ):
         assert any(needed in command for command in COMMANDS), needed
 
 
@@ -64,18 +119,27 @@ def test_command(clone, command, request):
         request.getfixturevalue("omniglot")
     needs_omniglot = "paddle_maml.data.omniglot" in command or "competition_5way_5shot" in command
     if needs_omniglot:
-        pytest.skip("needs files of the user's own; what it calls is tested in test_omniglot.py and test_checkpoint.py")
+        pytest.skip(
+            "needs files of the user's own; what it calls is tested in test_omniglot.py and test_checkpoint.py"
+        )
     if "--gpus" in command:
         pytest.skip("needs two GPUs; the launcher on a CPU is tested in test_parallel.py")
     arguments = shlex.split(command.split("#")[0])
     assert arguments[0] == "python"
-    result = subprocess.run([sys.executable, *arguments[1:], *SHORTER[script_of(command)]], cwd=clone, capture_output=True, text=True,
-                            timeout=300)
+    result = subprocess.run(
+        [sys.executable, *arguments[1:], *SHORTER[script_of(command)]],
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.parametrize("code", PYTHON)
 def test_python_code(clone, code):
-    result = subprocess.run([sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=300
+    )
     assert result.returncode == 0, result.stderr
     assert "Tensor" in result.stdout

@@ -1,4 +1,5 @@
 """Distorted copies: the written rule, one pixel at a time; only training sees them."""
+
 import hashlib
 import math
 from fractions import Fraction
@@ -7,11 +8,11 @@ import numpy as np
 import pytest
 
 from paddle_maml.data import distortion
-from paddle_maml.engine.assembly import load_images, load_training_images
 from paddle_maml.data.distortion import with_distorted_copies
 from paddle_maml.data.episodes import Draws, philox_words
-from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.data.synthetic import draw_synthetic
+from paddle_maml.engine.assembly import load_images, load_training_images
+from paddle_maml.engine.settings import settings_from_preset
 
 # SHA-256 of draw_synthetic(alphabets=2, characters=2, distortions=2).images
 GOLDEN = "6b4605ff34209ca7e4772b68501f9d5658fa4d9e21dd8c3fa7548d83752007e4"

@@ -1,4 +1,5 @@
 """Episodes: the written rule, rebuilt from scratch; goldens; and what must hold of every episode."""
+
 import hashlib
 import time
 from itertools import chain
@@ -75,10 +76,15 @@ def expected_episode(n_way, k_shot, k_query, seed, index, rotations):
 
 
 def test_philox_known_answer():
-    """The vector that the authors of Philox publish: counter and key zero, here as the first words of NumPy's counter -1."""
+    """The vector that the authors of Philox publish: counter and key zero, here as the first words of NumPy's
+    counter -1."""
     generator = np.random.Philox(key=np.zeros(2, np.uint64), counter=np.full(4, 2**64 - 1, np.uint64))
     assert [hex(word) for word in generator.random_raw(4).tolist()] == [
-        "0x16554d9eca36314c", "0xdb20fe9d672d0fdc", "0xd7e772cee186176b", "0x7e68b68aec7ba23b"]
+        "0x16554d9eca36314c",
+        "0xdb20fe9d672d0fdc",
+        "0xd7e772cee186176b",
+        "0x7e68b68aec7ba23b",
+    ]
 
 
 @pytest.mark.parametrize("seed, index", [(0, 0), (1, 2**31), (2**64 - 1, 2**64 - 1)])
@@ -88,8 +94,10 @@ def test_words_are_philox(seed, index):
 
 
 @pytest.mark.parametrize("rotations", [False, True])
-@pytest.mark.parametrize("n_way, k_shot, k_query, seed, index", [(5, 1, 15, 0, 0), (20, 5, 15, 2**64 - 1, 2**31 - 2), (40, 1, 1, 3, 12345),
-                                                                 (1, 2, 3, 9, 4)])
+@pytest.mark.parametrize(
+    "n_way, k_shot, k_query, seed, index",
+    [(5, 1, 15, 0, 0), (20, 5, 15, 2**64 - 1, 2**31 - 2), (40, 1, 1, 3, 12345), (1, 2, 3, 9, 4)],
+)
 def test_episode_is_rebuilt_by_the_written_rule(n_way, k_shot, k_query, seed, index, rotations):
     builder = EpisodeBuilder(numbered_images(), n_way, k_shot, k_query, seed, rotations)
     x_spt, y_spt, x_qry, y_qry = builder[index]
@@ -209,7 +217,11 @@ def test_bad_numbers(wrong, message):
 
 
 def test_classes_of_one_alphabet():
-    classes = tuple(f"{name}/character{number:02}" for name, size in (("A", 3), ("B", 2), ("C", 5)) for number in range(size))
+    classes = tuple(
+        f"{name}/character{number:02}"
+        for name, size in (("A", 3), ("B", 2), ("C", 5))
+        for number in range(size)
+    )
     images = ImageSet("drawn", classes, np.zeros((10, 4, 1, 2, 2), np.uint8))
     builder = EpisodeBuilder(images, 3, 1, 2, seed=4, within_alphabet=True)
     seen = []
@@ -218,7 +230,9 @@ def test_classes_of_one_alphabet():
         [alphabet] = {classes[number][0] for number in numbers}
         assert len(set(numbers)) == 3
         seen.append(alphabet)
-    assert set(seen) == {"A", "C"} and 70 < seen.count("A") < 130  # B is too small; the others are equally likely
+    assert (
+        set(seen) == {"A", "C"} and 70 < seen.count("A") < 130
+    )  # B is too small; the others are equally likely
     with pytest.raises(UserError, match="no alphabet has more than 5"):
         EpisodeBuilder(images, 6, 1, 2, within_alphabet=True)
 
@@ -229,8 +243,12 @@ def test_draw_names_the_images_of_the_episode():
     x_spt, _, x_qry, _ = builder[5]
     drawn = builder.draw(5)
     values = [images[number, chosen].ravel() for number, _, chosen in drawn]
-    np.testing.assert_array_equal(np.round((x_spt.ravel() + 1) * 127.5), np.concatenate([v[:2] for v in values]))
-    np.testing.assert_array_equal(np.round((x_qry.ravel() + 1) * 127.5), np.concatenate([v[2:] for v in values]))
+    np.testing.assert_array_equal(
+        np.round((x_spt.ravel() + 1) * 127.5), np.concatenate([v[:2] for v in values])
+    )
+    np.testing.assert_array_equal(
+        np.round((x_qry.ravel() + 1) * 127.5), np.concatenate([v[2:] for v in values])
+    )
 
 
 def test_bad_shapes():
@@ -244,14 +262,19 @@ def test_bad_shapes():
 def test_subset():
     images = ImageSet("synthetic", ("a/1", "a/2", "b/1"), numbered_images(3))
     subset = images.subset(["b/1", "a/1"])
-    assert subset.name == "synthetic" and subset.classes == ("b/1", "a/1") and subset.images[:, 0, 0, 0, 0].tolist() == [3, 1]
+    assert (
+        subset.name == "synthetic"
+        and subset.classes == ("b/1", "a/1")
+        and subset.images[:, 0, 0, 0, 0].tolist() == [3, 1]
+    )
     assert ImageSet("x", images.classes, list(images.images)).subset(["a/2"]).images[0][0, 0, 0, 0] == 2
     with pytest.raises(UserError, match="1 of the 2.*c/1"):
         images.subset(["a/1", "c/1"])
 
 
 def test_building_is_fast():
-    """A tenth of what it takes here would already hide in a meta-iteration; the bound leaves room for slow machines."""
+    """A tenth of what it takes here would already hide in a meta-iteration; the bound leaves room for slow
+    machines."""
     builder = EpisodeBuilder(np.zeros((100, 20, 1, 28, 28), np.uint8), 20, 5, 15, rotations=True)
     start = time.perf_counter()
     for index in range(50):
@@ -263,7 +286,9 @@ def test_first_episode_of_real_omniglot(omniglot):
     from paddle_maml.data.splits import split_classes
 
     test = omniglot.subset(split_classes(omniglot.classes, "competition")["test"])
-    digest = hashlib.sha256(b"".join(array.tobytes() for array in EpisodeBuilder(test, 5, 1, 15)[0])).hexdigest()
+    digest = hashlib.sha256(
+        b"".join(array.tobytes() for array in EpisodeBuilder(test, 5, 1, 15)[0])
+    ).hexdigest()
     assert digest == REAL_GOLDEN
 
 

@@ -1,4 +1,6 @@
-"""Omniglot: found, checked, decoded, cached, downloaded; on a small stand-in with two alphabets, and on the real one where it is."""
+"""Omniglot: found, checked, decoded, cached, downloaded; on a small stand-in with two alphabets, and on the
+real one where it is."""
+
 import functools
 import hashlib
 import http.server
@@ -21,9 +23,9 @@ from paddle_maml import files
 from paddle_maml.data import download
 from paddle_maml.data import omniglot as module
 from paddle_maml.data.distortion import with_distorted_copies
-from paddle_maml.errors import UserError
 from paddle_maml.data.omniglot import FINISHED_DIGESTS, class_names, digest, load_omniglot
 from paddle_maml.data.splits import split_classes
+from paddle_maml.errors import UserError
 
 # SHA-256 of train, val and test of the arrays that the competition published, uint8 (classes, 20, 1, 28, 28).
 COMPETITION = {
@@ -52,11 +54,18 @@ def test_every_image_equals_the_competitions_arrays(omniglot):
 
 
 def test_antialias_digest(omniglot):
-    assert digest(load_omniglot(preprocessing="antialias", download=False).images) == FINISHED_DIGESTS["antialias"]
+    assert (
+        digest(load_omniglot(preprocessing="antialias", download=False).images)
+        == FINISHED_DIGESTS["antialias"]
+    )
 
 
 def test_names_and_shape(omniglot):
-    assert omniglot.name == "omniglot" and len(omniglot.classes) == 1623 and list(omniglot.classes) == sorted(omniglot.classes)
+    assert (
+        omniglot.name == "omniglot"
+        and len(omniglot.classes) == 1623
+        and list(omniglot.classes) == sorted(omniglot.classes)
+    )
     assert omniglot.images.shape == (1623, 20, 1, 28, 28) and omniglot.images.dtype == np.uint8
 
 
@@ -76,7 +85,10 @@ def png(image):
 @pytest.fixture(scope="module")
 def pictures():
     """{part: {path in its zip: PNG}} of two alphabets."""
-    parts = {"images_background": ["Latin/character01", "Latin/character02"], "images_evaluation": ["Angelic/character01"]}
+    parts = {
+        "images_background": ["Latin/character01", "Latin/character02"],
+        "images_evaluation": ["Angelic/character01"],
+    }
     files, number = {}, 0
     for part, names in parts.items():
         files[part] = {}
@@ -89,13 +101,17 @@ def pictures():
 
 @pytest.fixture(autouse=True)
 def elsewhere(request, monkeypatch, tmp_path, pictures):
-    """For tests with the stand-in: it counts as Omniglot, and nothing outside the test's folder is looked at."""
+    """For tests with the stand-in: it counts as Omniglot, and nothing outside the test's folder is looked
+    at."""
     if "omniglot" in request.fixturenames:
         return
     monkeypatch.setattr(module, "BACKGROUND", {"Latin": 2})
     monkeypatch.setattr(module, "EVALUATION", {"Angelic": 1})
     # Angelic comes first; its drawings are numbers 40 to 59.
-    bits = [np.packbits([drawing(number) > 0 for number in range(first, first + 20)]).tobytes() for first in (40, 0, 20)]
+    bits = [
+        np.packbits([drawing(number) > 0 for number in range(first, first + 20)]).tobytes()
+        for first in (40, 0, 20)
+    ]
     monkeypatch.setattr(module, "DRAWINGS_DIGEST", hashlib.sha256(b"".join(bits)).hexdigest())
     monkeypatch.setattr(module, "DATA_DIR", tmp_path / "data")
     monkeypatch.setattr(module, "MOUNTS", tmp_path / "mounts")
@@ -128,7 +144,9 @@ def unpacked(pictures, folder):
 
 def check(images):
     assert images.classes == ("Angelic/character01", "Latin/character01", "Latin/character02")
-    expected = np.stack([drawing(number) for number in [*range(40, 60), *range(40)]]).reshape(3, 20, 1, 105, 105)
+    expected = np.stack([drawing(number) for number in [*range(40, 60), *range(40)]]).reshape(
+        3, 20, 1, 105, 105
+    )
     np.testing.assert_array_equal(images.images, expected)
 
 
@@ -168,7 +186,12 @@ def test_places_that_are_looked_at(pictures, tmp_path, place):
 
 def test_strange_files_beside_the_images_do_no_harm(pictures, tmp_path):
     files = dict(pictures["images_background"])
-    files.update({"__MACOSX/images_background/Latin/character01/._0009_01.png": b"", "images_background/.DS_Store": b"x"})
+    files.update(
+        {
+            "__MACOSX/images_background/Latin/character01/._0009_01.png": b"",
+            "images_background/.DS_Store": b"x",
+        }
+    )
     two_zips({**pictures, "images_background": files}, tmp_path)
     check(load_omniglot(tmp_path, image_size=105, cache_dir=tmp_path / "cache"))
 
@@ -190,7 +213,13 @@ def damaged_checksum():
 def huge():
     """A PNG that claims 8000x8000 pixels."""
     header = b"IHDR" + struct.pack(">IIBBBBB", 8000, 8000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header)) + png(drawing(0))[33:]
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + struct.pack(">I", 13)
+        + header
+        + struct.pack(">I", zlib.crc32(header))
+        + png(drawing(0))[33:]
+    )
 
 
 @pytest.mark.parametrize("form", [two_zips, unpacked])
@@ -215,7 +244,10 @@ def test_a_wrong_image_is_named(pictures, tmp_path, form, data, message):
 ])  # fmt: skip
 def test_an_image_too_many_is_named(pictures, tmp_path, extra, message):
     two_zips(pictures, tmp_path)
-    zipped({**pictures["images_evaluation"], f"images_evaluation/{extra}": png(drawing(1))}, tmp_path / "images_evaluation.zip")
+    zipped(
+        {**pictures["images_evaluation"], f"images_evaluation/{extra}": png(drawing(1))},
+        tmp_path / "images_evaluation.zip",
+    )
     with pytest.raises(UserError, match=message):
         load_omniglot(tmp_path, cache_dir=tmp_path / "cache")
 
@@ -241,7 +273,10 @@ def test_a_named_folder_without_omniglot_is_an_error(pictures, tmp_path, monkeyp
     two_zips(pictures, tmp_path / "data")
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", tmp_path / "absent"):
-        with pytest.raises(UserError, match=f"There is no Omniglot in {folder}: get images_background.zip and images_evaluation.zip from https"):
+        with pytest.raises(
+            UserError,
+            match=f"There is no Omniglot in {folder}: get images_background.zip and images_evaluation.zip from https",
+        ):
             load_omniglot(folder)
     monkeypatch.setenv("OMNIGLOT_DIR", str(tmp_path / "empty"))
     with pytest.raises(UserError, match="There is no Omniglot in"):
@@ -270,7 +305,10 @@ def test_real_class_names(monkeypatch):
 
 def test_distorted_copies_follow_the_drawings(pictures, tmp_path):
     folder = two_zips(pictures, tmp_path / "given")
-    plain, images = (load_omniglot(folder, image_size=105, cache_dir=tmp_path / "cache", distortions=copies).images for copies in (0, 2))
+    plain, images = (
+        load_omniglot(folder, image_size=105, cache_dir=tmp_path / "cache", distortions=copies).images
+        for copies in (0, 2)
+    )
     assert images.shape == (3, 60, 1, 105, 105)
     for number, drawings in enumerate(plain):
         np.testing.assert_array_equal(images[number, :, 0], with_distorted_copies(drawings[:, 0], 2, number))
@@ -289,7 +327,11 @@ def test_the_second_time_nothing_is_decoded(pictures, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "_decode", refuse)
     check(load_omniglot(tmp_path / "given", cache_dir=tmp_path / "cache", image_size=105))
     assert [file.name for file in (tmp_path / "cache").iterdir()] == ["omniglot-competition-105.npz"]
-    for other in ({"image_size": 14}, {"preprocessing": "antialias", "image_size": 105}, {"distortions": 1, "image_size": 105}):
+    for other in (
+        {"image_size": 14},
+        {"preprocessing": "antialias", "image_size": 105},
+        {"distortions": 1, "image_size": 105},
+    ):
         with pytest.raises(AssertionError, match="decoded again"):
             load_omniglot(tmp_path / "given", cache_dir=tmp_path / "cache", **other)
 
@@ -329,7 +371,11 @@ def test_a_pickle_in_the_cache_is_not_opened(pictures, tmp_path):
         def __reduce__(self):
             return Path.touch, (trap,)
 
-    np.savez(tmp_path / "cache" / "omniglot-competition-105.npz", key=np.array(Trap(), dtype=object), images=np.zeros(1))
+    np.savez(
+        tmp_path / "cache" / "omniglot-competition-105.npz",
+        key=np.array(Trap(), dtype=object),
+        images=np.zeros(1),
+    )
     check(load_omniglot(tmp_path / "given", cache_dir=tmp_path / "cache", image_size=105))
     assert not trap.exists()
 
@@ -392,7 +438,9 @@ class Server:
 
         self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        threading.Thread(
+            target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+        ).start()
 
 
 @pytest.fixture
@@ -401,7 +449,11 @@ def server(pictures, tmp_path, monkeypatch):
     server = Server(folder)
     monkeypatch.setenv("OMNIGLOT_URL", server.url + "/")
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    monkeypatch.setattr(module, "PARTS", {part: hashlib.md5((folder / f"{part}.zip").read_bytes()).hexdigest() for part in module.PARTS})
+    monkeypatch.setattr(
+        module,
+        "PARTS",
+        {part: hashlib.md5((folder / f"{part}.zip").read_bytes()).hexdigest() for part in module.PARTS},
+    )
     monkeypatch.setattr(module, "fetch", functools.partial(download.fetch, pause=0, timeout=0.5))
     (tmp_path / "data").mkdir()
     yield server
@@ -413,7 +465,11 @@ def server(pictures, tmp_path, monkeypatch):
 def test_download_gets_there(server, tmp_path, faults, capsys):
     server.faults = list(faults)
     check(load_omniglot(image_size=105))
-    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == ["cache", "images_background.zip", "images_evaluation.zip"]
+    assert sorted(file.name for file in (tmp_path / "data").iterdir()) == [
+        "cache",
+        "images_background.zip",
+        "images_evaluation.zip",
+    ]
     printed = capsys.readouterr().err
     assert "images_background.zip" in printed and "MB" in printed
     load_omniglot(image_size=28)
@@ -423,7 +479,10 @@ def test_download_gets_there(server, tmp_path, faults, capsys):
 @pytest.mark.parametrize("fault", ["refuse", "cut", "spoil", "stall"])
 def test_failed_download_says_what_to_do_and_leaves_nothing(server, tmp_path, fault):
     server.faults, start = [fault] * 3, time.monotonic()
-    with pytest.raises(UserError, match=f"images_background.zip could not be had from {server.url}.*get .*zip from https://github.com.*OMNIGLOT_DIR"):
+    with pytest.raises(
+        UserError,
+        match=f"images_background.zip could not be had from {server.url}.*get .*zip from https://github.com.*OMNIGLOT_DIR",
+    ):
         load_omniglot()
     assert len(server.asked) == 3 and not list((tmp_path / "data").iterdir())
     assert time.monotonic() - start < 5

@@ -1,11 +1,12 @@
 """Resizing, rotation and scaling."""
+
 import hashlib
 
 import numpy as np
 import pytest
 
-from paddle_maml.errors import UserError
 from paddle_maml.data.preprocessing import resize, rotate, to_network_input
+from paddle_maml.errors import UserError
 
 
 def drawings(count=3, height=105, width=105):
@@ -17,10 +18,16 @@ def drawings(count=3, height=105, width=105):
 
 def one_pixel(image, row, column, size):
     """The competition's rule for one output pixel, in Python integers, as it stands in OpenCV."""
+
     def taps(i, length):
         position = min(max((i + 0.5) * (length / size) - 0.5, 0), length - 1)
         first = int(position)
-        return first, min(first + 1, length - 1), round((1 - (position - first)) * 2048), round((position - first) * 2048)
+        return (
+            first,
+            min(first + 1, length - 1),
+            round((1 - (position - first)) * 2048),
+            round((position - first) * 2048),
+        )
 
     top, bottom, upper, lower = taps(row, image.shape[0])
     left, right, keep, take = taps(column, image.shape[1])
@@ -45,7 +52,9 @@ def test_same_size_changes_nothing():
 def test_height_and_width_are_not_mixed_up():
     images = drawings(1, height=50, width=80)
     resized = resize(images, "competition", 20)
-    assert [[one_pixel(images[0], row, column, 20) for column in range(20)] for row in range(20)] == resized[0].tolist()
+    assert [[one_pixel(images[0], row, column, 20) for column in range(20)] for row in range(20)] == resized[
+        0
+    ].tolist()
 
 
 def test_golden():

@@ -1,4 +1,6 @@
-"""The class splits: their sizes, their golden digests, and that the lists in data/ are what the rules give."""
+"""The class splits: their sizes, their golden digests, and that the lists in data/ are what the rules
+give."""
+
 import hashlib
 import subprocess
 import sys
@@ -6,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from paddle_maml.errors import UserError
 from paddle_maml.data.omniglot import class_names
 from paddle_maml.data.splits import format_split, split_classes
+from paddle_maml.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent.parent
 SIZES = {"competition": (973, 325, 325), "vinyals": (1028, 172, 423)}
@@ -34,7 +36,10 @@ def test_order_of_the_classes_does_not_matter(rule):
 
 
 def test_known_places():
-    competition, vinyals = split_classes(class_names(), "competition"), split_classes(class_names(), "vinyals")
+    competition, vinyals = (
+        split_classes(class_names(), "competition"),
+        split_classes(class_names(), "vinyals"),
+    )
     assert competition["train"][:2] == ["Gurmukhi/character23", "Malay_(Jawi_-_Arabic)/character29"]
     assert vinyals["test"][0] == "Gurmukhi/character42" and vinyals["test"][-1] == "ULOG/character26"
 
@@ -48,7 +53,12 @@ def test_lists_in_data_are_what_the_rules_give(rule):
 
 
 def test_lists_are_written_by_command(tmp_path):
-    subprocess.run([sys.executable, "-m", "paddle_maml.data.splits", str(tmp_path)], cwd=REPOSITORY, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "paddle_maml.data.splits", str(tmp_path)],
+        cwd=REPOSITORY,
+        check=True,
+        capture_output=True,
+    )
     for rule in SIZES:
         assert (tmp_path / f"{rule}.txt").read_bytes().decode() == format_split(rule)
 

@@ -1,14 +1,16 @@
 """The drawn data set: the same everywhere, shaped as Omniglot, different where it should be."""
+
 import hashlib
 
 import numpy as np
 import pytest
 
 from paddle_maml.data import synthetic
-from paddle_maml.errors import UserError
 from paddle_maml.data.synthetic import draw_synthetic
+from paddle_maml.errors import UserError
 
-# SHA-256 of the array drawn below, also that of 105x105 drawings, so that a change of the drawing shows before resizing.
+# SHA-256 of the array drawn below, also that of 105x105 drawings, so that a change of the drawing shows
+# before resizing.
 GOLDEN_DRAWINGS = "1a50cf20ba401429248a4c5de91eb4b8388911ebc4b9b65195ecc283861b2c30"
 GOLDEN = "93df565c1222682d9ba2a3624201d1d1a947e9deb09550032cb2ac770dbf5d15"
 
@@ -49,14 +51,27 @@ def test_every_drawing_has_ink_and_is_different(drawn):
 
 
 def test_a_character_resembles_itself_more_than_another(drawn):
-    """Nearest neighbour of blurred drawings: well above the chance of 1 in 32, so that there is something to learn."""
-    images = 255 - draw_synthetic(alphabets=4, characters=8, preprocessing="antialias", image_size=8).images.reshape(32, 20, -1).astype(float)
+    """Nearest neighbour of blurred drawings: well above the chance of 1 in 32, so that there is something to
+    learn."""
+    images = 255 - draw_synthetic(
+        alphabets=4, characters=8, preprocessing="antialias", image_size=8
+    ).images.reshape(32, 20, -1).astype(float)
     known, asked = images[:, :10].reshape(320, -1), images[:, 10:].reshape(320, -1)
     nearest = ((asked[:, None] - known[None]) ** 2).sum(axis=2).argmin(axis=1) // 10
     assert (nearest == np.arange(320) // 10).mean() > 0.3
 
 
-@pytest.mark.parametrize("wrong", [{"alphabets": 0}, {"alphabets": 100}, {"characters": 0}, {"seed": -1}, {"image_size": 0}, {"preprocessing": "none"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"alphabets": 0},
+        {"alphabets": 100},
+        {"characters": 0},
+        {"seed": -1},
+        {"image_size": 0},
+        {"preprocessing": "none"},
+    ],
+)
 def test_bad_numbers(wrong):
     with pytest.raises(UserError):
         draw_synthetic(**wrong)

@@ -1,26 +1,37 @@
 """What one accuracy leaves out: the counts by hand, and the whole of it once."""
+
 import json
 
 import numpy as np
 import pytest
 from PIL import Image
+from test_learner import small_learner
+from tiny_run import options
 
 from paddle_maml import EpisodeBuilder, ImageSet
 from paddle_maml.commands import cli
-from paddle_maml.engine import assembly
-from paddle_maml.engine import checkpoint
-from paddle_maml.engine import evaluation
-from paddle_maml.engine.analysis import (ANALYSIS, CONFUSION, WORST_EPISODES, Predictions, _by_steps, _confused_pairs, _confusion_rates, _counts, _inner_rates,
-                                  predict_episodes)
+from paddle_maml.engine import assembly, checkpoint, evaluation
+from paddle_maml.engine.analysis import (
+    ANALYSIS,
+    CONFUSION,
+    WORST_EPISODES,
+    Predictions,
+    _by_steps,
+    _confused_pairs,
+    _confusion_rates,
+    _counts,
+    _inner_rates,
+    predict_episodes,
+)
 from paddle_maml.learners.maml import MetaLearner
-from test_learner import small_learner
-from tiny_run import options
 
 
 def predictions(said):
     images = ImageSet("drawn", ("A/1", "B/1", "A/2"), np.zeros((3, 4, 1, 2, 2), np.uint8))
     builder = EpisodeBuilder(images, 2, 1, 2)
-    return Predictions(builder, np.array(said), np.array([0, 0, 1, 1])), [[number for number, _, _ in builder.draw(i)] for i in range(len(said))]
+    return Predictions(builder, np.array(said), np.array([0, 0, 1, 1])), [
+        [number for number, _, _ in builder.draw(i)] for i in range(len(said))
+    ]
 
 
 def test_accuracies_and_confusions_by_hand():
@@ -48,15 +59,19 @@ def test_accuracies_and_confusions_by_hand():
     def rate(pairs):
         return sum(times[pair] for pair in pairs) / sum(together[pair] for pair in pairs)
 
-    np.testing.assert_allclose(rates, [[rate([(0, 2), (2, 0)]), rate([(0, 1), (2, 1)])], [rate([(1, 0), (1, 2)]), 0]])
+    np.testing.assert_allclose(
+        rates, [[rate([(0, 2), (2, 0)]), rate([(0, 1), (2, 1)])], [rate([(1, 0), (1, 2)]), 0]]
+    )
     assert rates.sum() > 0
 
 
 @pytest.mark.parametrize("learned", [False, True])
 def test_inner_rates_are_scaled_for_a_while(learned):
     learner = small_learner(inner_lr=0.2, learn_inner_lr=learned)
+
     def rate():
         return learner._rates(0)[0]
+
     with pytest.raises(KeyError), _inner_rates(learner, 4.0):
         assert rate() == pytest.approx(0.8)
         raise KeyError
@@ -67,7 +82,21 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     run, folder = tmp_path / "run", tmp_path / "analysis"
     assert cli.main_train(options(output=run, iterations=2)) == 0
     capsys.readouterr()
-    assert cli.main_eval(["--weights", str(run), "--analyse", str(folder), "--episodes", "5", "--json", str(tmp_path / "copy.json")]) == 0
+    assert (
+        cli.main_eval(
+            [
+                "--weights",
+                str(run),
+                "--analyse",
+                str(folder),
+                "--episodes",
+                "5",
+                "--json",
+                str(tmp_path / "copy.json"),
+            ]
+        )
+        == 0
+    )
     assert (tmp_path / "copy.json").read_text() == (folder / ANALYSIS).read_text()
     screen = capsys.readouterr().out
     analysis = json.loads((folder / ANALYSIS).read_text())["analysis"]
@@ -77,20 +106,39 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     # The same by the library's functions; the run adapts with 2 steps.
     weights, (settings, _) = checkpoint.find_weights(str(run))
     parts, _ = assembly.load_images(settings)
-    learner, builder = assembly.make_learner(settings, parts["test"]), assembly.evaluation_episodes(settings, parts["test"])
+    learner, builder = (
+        assembly.make_learner(settings, parts["test"]),
+        assembly.evaluation_episodes(settings, parts["test"]),
+    )
     checkpoint.load_weights(learner, weights)
     for row, statistics in zip(by_statistics, ("query", "one", "support")):
         assert row["accuracy"] == predict_episodes(learner, builder, 5, 2, statistics).accuracies.mean()
     per_step = [predict_episodes(learner, builder, 5, steps).accuracies.mean() for steps in range(11)]
-    assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6) and [row["steps"] for row in by_steps] == list(range(11))
-    assert len({row["accuracy"] for row in by_statistics + by_steps + analysis["accuracy_by_rate_factor"]}) > 3
-    for name, how in (("accuracy_of_rotated_classes", {"rotations": True}), ("accuracy_within_alphabets", {"within_alphabet": True})):
+    assert [row["accuracy"] for row in by_steps] == pytest.approx(per_step, abs=1e-6) and [
+        row["steps"] for row in by_steps
+    ] == list(range(11))
+    assert (
+        len({row["accuracy"] for row in by_statistics + by_steps + analysis["accuracy_by_rate_factor"]}) > 3
+    )
+    for name, how in (
+        ("accuracy_of_rotated_classes", {"rotations": True}),
+        ("accuracy_within_alphabets", {"within_alphabet": True}),
+    ):
         other = assembly.evaluation_episodes(settings, parts["test"], **how)
         assert other.draw(0) != builder.draw(0)
         assert analysis[name]["accuracy"] == predict_episodes(learner, other, 5, 2).accuracies.mean()
     worst = [entry["accuracy"] for entry in analysis["worst_episodes"]]
-    assert worst == sorted(worst) and len(worst) == 5 and np.mean(worst) == pytest.approx(by_statistics[0]["accuracy"])
-    for said in ("support set and one query image", "classes of one alphabet", "classes turned at random", "inner steps: 10"):
+    assert (
+        worst == sorted(worst)
+        and len(worst) == 5
+        and np.mean(worst) == pytest.approx(by_statistics[0]["accuracy"])
+    )
+    for said in (
+        "support set and one query image",
+        "classes of one alphabet",
+        "classes turned at random",
+        "inner steps: 10",
+    ):
         assert said in screen
     for name in (CONFUSION, WORST_EPISODES):
         with Image.open(folder / name) as picture:

@@ -9,9 +9,9 @@ import pytest
 
 from paddle_maml import MAML, MetaLearner
 from paddle_maml.engine import checkpoint
-from paddle_maml.errors import UserError
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
+from paddle_maml.errors import UserError
 
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "golden")
 
@@ -79,7 +79,13 @@ def test_what_paddle_save_writes_is_read(tmp_path, protocol):
 
 
 def test_arrays_of_every_layout_are_read(tmp_path):
-    arrays = [np.asfortranarray(np.arange(6.0).reshape(2, 3)), np.arange(3, dtype=">f4"), np.array(2.5), np.zeros((0, 3)), np.array([True, False])]
+    arrays = [
+        np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        np.arange(3, dtype=">f4"),
+        np.array(2.5),
+        np.zeros((0, 3)),
+        np.array([True, False]),
+    ]
     path = tmp_path / "arrays.pkl"
     path.write_bytes(pickle.dumps([arrays, np.float32(1.5), np.int64(3)], protocol=4))
     read, one, three = read_file(str(path))
@@ -123,9 +129,15 @@ HOSTILE = {
     "deep": b"\x80\x04" + b"]" * 5000 + b"a" * 4999 + b".",
     "many": b"\x80\x04(" + b"]" * 300_000 + b"l.",
     "cycle": b"\x80\x04]\x94h\x00a.",
-    "fan-out": b"\x80\x04]" + b"".join(b"\x94(" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"h" + bytes([i]) + b"t" for i in range(19)) + b".",
-    "one text, bytes many times": b"\x80\x02X" + struct.pack("<I", 1000) + b"x" * 1000 + b"q\x00X\x06\x00\x00\x00latin1q\x01c_codecs\nencode\nq\x02("
-                                  + b"h\x02h\x00h\x01\x86R" * 1000 + b"t.",
+    "fan-out": b"\x80\x04]"
+    + b"".join(b"\x94(" + b"h" + bytes([i]) + b"h" + bytes([i]) + b"h" + bytes([i]) + b"t" for i in range(19))
+    + b".",
+    "one text, bytes many times": b"\x80\x02X"
+    + struct.pack("<I", 1000)
+    + b"x" * 1000
+    + b"q\x00X\x06\x00\x00\x00latin1q\x01c_codecs\nencode\nq\x02("
+    + b"h\x02h\x00h\x01\x86R" * 1000
+    + b"t.",
     "empty": b"",
     "text": b"these are no weights\n",
     "zeros": b"\0" * 1000,
@@ -151,8 +163,15 @@ def test_a_text_is_turned_into_bytes_once(tmp_path):
         read_file(str(path))
 
 
-@pytest.mark.parametrize("wrap", [lambda call: call, lambda call: {"weight": call}, lambda call: [np.zeros(2), (call,)],
-                                  lambda call: {call: 1}])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda call: call,
+        lambda call: {"weight": call},
+        lambda call: [np.zeros(2), (call,)],
+        lambda call: {call: 1},
+    ],
+)
 @pytest.mark.parametrize("protocol", range(5))
 def test_nothing_in_a_file_runs(tmp_path, protocol, wrap):
     marker, path = str(tmp_path / "ran"), str(tmp_path / "model.pdparams")
@@ -166,8 +185,17 @@ def test_nothing_in_a_file_runs(tmp_path, protocol, wrap):
     assert os.path.exists(marker)  # what the file would have done
 
 
-@pytest.mark.parametrize("module, name", [("paddle", "load"), ("numpy", "load"), ("numpy.core.multiarray", "fromfile"), ("builtins", "getattr"),
-                                          ("numpy", "core.multiarray._reconstruct"), ("collections", "namedtuple")])
+@pytest.mark.parametrize(
+    "module, name",
+    [
+        ("paddle", "load"),
+        ("numpy", "load"),
+        ("numpy.core.multiarray", "fromfile"),
+        ("builtins", "getattr"),
+        ("numpy", "core.multiarray._reconstruct"),
+        ("collections", "namedtuple"),
+    ],
+)
 def test_only_makers_of_arrays_may_be_named(tmp_path, module, name):
     path = tmp_path / "model.pdparams"
     path.write_bytes(global_call(module, name, "x"))
@@ -192,7 +220,10 @@ def test_missing_file_is_one_sentence(tmp_path):
 # ---- weights of another network ----
 
 
-@pytest.mark.parametrize("change, shapes", [({"n_way": 4}, "[4, 3]"), ({"width": 5}, "[4, 1, 3, 3] in the file, but [5, 1, 3, 3] here")])
+@pytest.mark.parametrize(
+    "change, shapes",
+    [({"n_way": 4}, "[4, 3]"), ({"width": 5}, "[4, 1, 3, 3] in the file, but [5, 1, 3, 3] here")],
+)
 def test_another_network_is_named_with_its_shapes(tmp_path, change, shapes):
     path = str(tmp_path / "model.pdparams")
     paddle.save(small_learner().state_dict(), path)
@@ -206,9 +237,12 @@ def test_missing_and_unknown_parameters_and_nan_are_refused(tmp_path):
     learner, path = small_learner(), str(tmp_path / "model.pdparams")
     whole = weights_of(learner)
     name = list(whole)[0]
-    for content, sentence in (({**whole, "extra": np.zeros(1)}, "'extra' is unknown"),
-                              ({key: value for key, value in whole.items() if key != name}, f"{name} is missing"),
-                              ({**whole, name: whole[name] * np.nan}, "finite"), ({**whole, name: "text"}, "shape str")):
+    for content, sentence in (
+        ({**whole, "extra": np.zeros(1)}, "'extra' is unknown"),
+        ({key: value for key, value in whole.items() if key != name}, f"{name} is missing"),
+        ({**whole, name: whole[name] * np.nan}, "finite"),
+        ({**whole, name: "text"}, "shape str"),
+    ):
         paddle.save(content, path)
         with pytest.raises(UserError, match=sentence):
             checkpoint.load_weights(learner, path)
@@ -216,12 +250,18 @@ def test_missing_and_unknown_parameters_and_nan_are_refused(tmp_path):
 
 def test_learned_rates_need_the_settings_of_their_run(tmp_path):
     path = str(tmp_path / "learned.pdparams")
-    learned, fresh = (MetaLearner(MAML(n_way=3, width=4, image_size=16), inner_steps=2, learn_inner_lr=True) for _ in range(2))
+    learned, fresh = (
+        MetaLearner(MAML(n_way=3, width=4, image_size=16), inner_steps=2, learn_inner_lr=True)
+        for _ in range(2)
+    )
     learned.inner_rates.set_value(np.random.RandomState(0).rand(2, 14).astype("float32"))
     paddle.save(learned.state_dict(), path)
     checkpoint.load_weights(fresh, path)
     assert_same(weights_of(fresh), weights_of(learned))
-    for fit, way_out in ((False, "name the run or checkpoint folder"), (True, "to start from them, train with --learn-inner-lr")):
+    for fit, way_out in (
+        (False, "name the run or checkpoint folder"),
+        (True, "to start from them, train with --learn-inner-lr"),
+    ):
         with pytest.raises(UserError, match=f"learned inner rates: .*{way_out}"):
             checkpoint.load_weights(small_learner(), path, fit=fit)
 
@@ -236,7 +276,10 @@ def test_the_competitions_files_are_read(tmp_path, kind):
             np.savez(file, **{f"p{number:02}": array for number, array in enumerate(arrays)})
         else:
             pickle.dump(arrays, file)
-    for load in (lambda: checkpoint.load_competition_weights(other.net, path), lambda: checkpoint.load_weights(other, path)):
+    for load in (
+        lambda: checkpoint.load_competition_weights(other.net, path),
+        lambda: checkpoint.load_weights(other, path),
+    ):
         for parameter in other.parameters():
             parameter.set_value(parameter * 0)
         load()
@@ -290,7 +333,10 @@ def write(folder, iteration):
 
 
 def iteration_of(path):
-    contents = [read_file(os.path.join(path, name))["a"][0] for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)]
+    contents = [
+        read_file(os.path.join(path, name))["a"][0]
+        for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)
+    ]
     assert set(contents) == {read_file(os.path.join(path, checkpoint.STATES))["iteration"]}
     return contents[0]
 
@@ -305,8 +351,19 @@ def test_the_newest_set_replaces_the_older(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork to die in the middle of a write")
-@pytest.mark.parametrize("function, call", [("mkdir", 1), ("fsync", 1), ("fsync", 4), ("fsync", 5), ("rename", 1), ("fsync", 6), ("rmdir", 1),
-                                            ("unlink", 2)])
+@pytest.mark.parametrize(
+    "function, call",
+    [
+        ("mkdir", 1),
+        ("fsync", 1),
+        ("fsync", 4),
+        ("fsync", 5),
+        ("rename", 1),
+        ("fsync", 6),
+        ("rmdir", 1),
+        ("unlink", 2),
+    ],
+)
 def test_death_at_any_point_of_a_write_leaves_a_whole_set(tmp_path, function, call):
     folder = str(tmp_path)
     write(folder, 1)
@@ -356,7 +413,13 @@ def test_what_others_put_into_the_folder_stays(tmp_path):
     (tmp_path / ".mine.partial").write_text("x")
     (tmp_path / ".report.json.0123456789abcdef.partial").write_text("x")
     write(str(tmp_path), 500)
-    assert sorted(os.listdir(tmp_path)) == [".mine.partial", "checkpoint-0", "checkpoint-500", "checkpoint-500.1", "checkpoint-7"]
+    assert sorted(os.listdir(tmp_path)) == [
+        ".mine.partial",
+        "checkpoint-0",
+        "checkpoint-500",
+        "checkpoint-500.1",
+        "checkpoint-7",
+    ]
     assert (tmp_path / "checkpoint-500" / "pytorch_model.bin").read_text() == "precious"
     assert iteration_of(checkpoint.newest_checkpoint(str(tmp_path))) == 500
 
@@ -375,7 +438,14 @@ def test_a_set_that_lacks_a_file_is_refused_and_kept(tmp_path, name):
 def test_a_bit_that_changed_is_noticed(tmp_path, name):
     settings = settings_from_preset("quickstart").as_dict()
     learner = small_learner()
-    path = checkpoint.write_checkpoint(str(tmp_path), 1, weights_of(learner), weights_of(learner), {"steps": 0}, {"iteration": 1, "settings": settings})
+    path = checkpoint.write_checkpoint(
+        str(tmp_path),
+        1,
+        weights_of(learner),
+        weights_of(learner),
+        {"steps": 0},
+        {"iteration": 1, "settings": settings},
+    )
     assert checkpoint.find_weights(str(tmp_path))[1] == (settings_from_preset("quickstart"), ["synthetic"])
     file = os.path.join(path, name)
     with open(file, "rb") as opened:
@@ -391,6 +461,8 @@ def test_a_bit_that_changed_is_noticed(tmp_path, name):
 def test_weights_of_another_float_type_are_converted(tmp_path, dtype):
     learner, other = small_learner(), small_learner()
     halves = {name: np.round(array * 8) / 8 for name, array in weights_of(learner).items()}
-    (tmp_path / "w.pdparams").write_bytes(pickle.dumps({name: array.astype(dtype) for name, array in halves.items()}, protocol=4))
+    (tmp_path / "w.pdparams").write_bytes(
+        pickle.dumps({name: array.astype(dtype) for name, array in halves.items()}, protocol=4)
+    )
     checkpoint.load_weights(other, str(tmp_path / "w.pdparams"))
     assert_same(weights_of(other), halves)

@@ -1,12 +1,13 @@
 """What is set up before Paddle is imported."""
+
 import os
 import subprocess
 import sys
 
 import pytest
+from tiny_run import ROOT
 
 from paddle_maml.engine import device
-from tiny_run import ROOT
 
 AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 fma\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n"
 
@@ -14,7 +15,9 @@ AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\
 @pytest.fixture
 def clean_environment(monkeypatch):
     """os.environ without MKL's variable, put back after the test."""
-    monkeypatch.setattr(os, "environ", {name: value for name, value in os.environ.items() if name != "MKL_DEBUG_CPU_TYPE"})
+    monkeypatch.setattr(
+        os, "environ", {name: value for name, value in os.environ.items() if name != "MKL_DEBUG_CPU_TYPE"}
+    )
     return os.environ
 
 
@@ -25,8 +28,15 @@ def as_if_on(monkeypatch, tmp_path, text):
     monkeypatch.setattr(device, "_CPUINFO", str(path))
 
 
-@pytest.mark.parametrize("text, expected", [
-    (AMD, "5"), (AMD.replace("AuthenticAMD", "GenuineIntel"), None), (AMD.replace(" avx2", ""), None), ("", None)])
+@pytest.mark.parametrize(
+    "text, expected",
+    [
+        (AMD, "5"),
+        (AMD.replace("AuthenticAMD", "GenuineIntel"), None),
+        (AMD.replace(" avx2", ""), None),
+        ("", None),
+    ],
+)
 def test_mkl_is_told_of_amd_processors(clean_environment, monkeypatch, tmp_path, text, expected):
     as_if_on(monkeypatch, tmp_path, text)
     device.prepare()
@@ -60,8 +70,14 @@ sys.exit(cli.run_command(command, None))
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no getenv to load")
 def test_commands_tell_mkl_before_paddle_is_imported(clean_environment, tmp_path):
     (tmp_path / "cpuinfo").write_text(AMD)
-    output = subprocess.run([sys.executable, "-c", COMMAND, str(tmp_path / "cpuinfo")], cwd=ROOT, env=clean_environment, capture_output=True, text=True,
-                            timeout=100)
+    output = subprocess.run(
+        [sys.executable, "-c", COMMAND, str(tmp_path / "cpuinfo")],
+        cwd=ROOT,
+        env=clean_environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
     assert (output.stdout, output.stderr) == ("b'5'\n", "")
 
 

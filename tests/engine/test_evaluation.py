@@ -1,13 +1,14 @@
 import numpy as np
 import pytest
 
-from paddle_maml import EpisodeBuilder, MAML, MetaLearner
-from paddle_maml.errors import UserError
+from paddle_maml import MAML, EpisodeBuilder, MetaLearner
 from paddle_maml.engine.evaluation import evaluate
+from paddle_maml.errors import UserError
 
 
 class FixedLearner:
-    """Scores an episode by its own images: accuracy after k steps is (k + 1) / 10 plus the mean support image."""
+    """Scores an episode by its own images: accuracy after k steps is (k + 1) / 10 plus the mean support
+    image."""
 
     def __init__(self, loss=1.0):
         self.loss, self.tasks = loss, []
@@ -29,10 +30,16 @@ def test_mean_and_interval_over_episodes():
     per_episode = np.array([episodes[i][0].mean(dtype=np.float64) for i in range(7)])
     assert learner.tasks == [3, 3, 1]
     assert result["episodes"] == 7
-    np.testing.assert_allclose(result["accuracy_per_step"], per_episode.mean() + np.array([0.1, 0.2, 0.3]), rtol=1e-6)
+    np.testing.assert_allclose(
+        result["accuracy_per_step"], per_episode.mean() + np.array([0.1, 0.2, 0.3]), rtol=1e-6
+    )
     expected = 1.96 * per_episode.std(ddof=1) / np.sqrt(7)
     np.testing.assert_allclose(result["interval_per_step"], [expected] * 3, rtol=1e-5)
-    assert (result["accuracy"], result["interval"], result["loss"]) == (result["accuracy_per_step"][-1], result["interval_per_step"][-1], 1.0)
+    assert (result["accuracy"], result["interval"], result["loss"]) == (
+        result["accuracy_per_step"][-1],
+        result["interval_per_step"][-1],
+        1.0,
+    )
     assert "transductive" in result["note"]
 
 

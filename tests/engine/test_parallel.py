@@ -1,4 +1,5 @@
 """Runs of several processes: the same result, whatever their number, and an end when one of them ends."""
+
 import os
 import signal
 import socket
@@ -8,16 +9,23 @@ import time
 
 import numpy as np
 import pytest
+from tiny_run import ROOT, call, options, start
 
 from paddle_maml import files
 from paddle_maml.engine import checkpoint
 from paddle_maml.engine.parallel import Ranks
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.report.log import METRICS, read_metrics
-from tiny_run import ROOT, call, options, start
 
 # 3 tasks: over 2 ranks they do not divide evenly, and of 4 ranks one has none.
-RUN = {"iterations": 6, "checkpoint_every": 2, "val_every": 3, "val_episodes": 5, "test_episodes": 5, "meta_lr_schedule": "constant"}
+RUN = {
+    "iterations": 6,
+    "checkpoint_every": 2,
+    "val_every": 3,
+    "val_episodes": 5,
+    "test_episodes": 5,
+    "meta_lr_schedule": "constant",
+}
 
 
 def weights(folder):
@@ -32,7 +40,9 @@ def assert_same_run(folder, expected):
     rows, others = (read_metrics(os.path.join(path, METRICS)) for path in (folder, expected))
     assert len(rows) == len(others) >= 2
     for row, other in zip(rows, others):
-        assert row["iteration"] == other["iteration"] and float(row["loss"]) == pytest.approx(float(other["loss"]), rel=1e-4)
+        assert row["iteration"] == other["iteration"] and float(row["loss"]) == pytest.approx(
+            float(other["loss"]), rel=1e-4
+        )
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +73,9 @@ def test_the_number_of_processes_changes_nothing(alone, tmp_path, processes):
 def test_a_checkpoint_of_one_number_of_processes_resumes_under_another(alone, tmp_path):
     folder = str(tmp_path / "run")
     assert call("train.py", options(output=folder, **{**RUN, "iterations": 2, "processes": 3}))[0] == 0
-    status, _, errors = call("train.py", ["--resume", "--output", folder, "--iterations", "6", "--processes", "2"])
+    status, _, errors = call(
+        "train.py", ["--resume", "--output", folder, "--iterations", "6", "--processes", "2"]
+    )
     assert status == 0, errors
     ours, theirs = weights(folder), weights(alone)
     for name in theirs:
@@ -75,21 +87,38 @@ def test_nonsense_in_the_place_of_the_launchers_numbers_is_one_sentence(tmp_path
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
     monkeypatch.setenv(name, "many")
     status, _, errors = call("train.py", options(output=str(tmp_path / "run"), **RUN))
-    assert (status, errors.count("\n")) == (2, 1) and f"{name} is 'many', but must be a whole number" in errors
+    assert (status, errors.count("\n")) == (
+        2,
+        1,
+    ) and f"{name} is 'many', but must be a whole number" in errors
     assert not (tmp_path / "run").exists()
 
 
 def launch(folder, *more):
     arguments = options(output=str(folder), **RUN)
     position = arguments.index("--processes")
-    del arguments[position:position + 2]
-    command = [sys.executable, "-m", "paddle.distributed.launch", *more, os.path.join(ROOT, "train.py"), *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    del arguments[position : position + 2]
+    command = [
+        sys.executable,
+        "-m",
+        "paddle.distributed.launch",
+        *more,
+        os.path.join(ROOT, "train.py"),
+        *arguments,
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_paddles_launcher(alone, tmp_path):
-    process = launch(tmp_path / "run", "--nproc_per_node", "2", "--backend", "gloo", "--log_dir", str(tmp_path / "logs"))
+    process = launch(
+        tmp_path / "run", "--nproc_per_node", "2", "--backend", "gloo", "--log_dir", str(tmp_path / "logs")
+    )
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 0, output
     assert_same_run(tmp_path / "run", alone)
@@ -99,8 +128,22 @@ def test_two_launchers_as_on_two_machines(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         master = f"127.0.0.1:{free.getsockname()[1]}"
-    machines = [launch(tmp_path / "run", "--nnodes", "2", "--master", master, "--rank", str(rank), "--nproc_per_node", "1",
-                       "--log_dir", str(tmp_path / f"logs{rank}")) for rank in (0, 1)]
+    machines = [
+        launch(
+            tmp_path / "run",
+            "--nnodes",
+            "2",
+            "--master",
+            master,
+            "--rank",
+            str(rank),
+            "--nproc_per_node",
+            "1",
+            "--log_dir",
+            str(tmp_path / f"logs{rank}"),
+        )
+        for rank in (0, 1)
+    ]
     for machine in machines:
         output, _ = machine.communicate(timeout=120)
         assert machine.returncode == 0, output
@@ -125,14 +168,24 @@ def group_of(parent):
 
 def running(tmp_path, processes=2):
     folder = str(tmp_path / "run")
-    process = start("train.py", options(output=folder, iterations=100000, val_every=100000, checkpoint_every=1000, processes=processes))
-    while not os.path.exists(os.path.join(folder, METRICS)) or len(read_metrics(os.path.join(folder, METRICS))) < 2:
+    process = start(
+        "train.py",
+        options(
+            output=folder, iterations=100000, val_every=100000, checkpoint_every=1000, processes=processes
+        ),
+    )
+    while (
+        not os.path.exists(os.path.join(folder, METRICS))
+        or len(read_metrics(os.path.join(folder, METRICS))) < 2
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     return folder, process, group_of(process.pid)
 
 
-needs_proc = pytest.mark.skipif(not os.path.exists("/proc/self/stat"), reason="this system has no /proc to find the processes by")
+needs_proc = pytest.mark.skipif(
+    not os.path.exists("/proc/self/stat"), reason="this system has no /proc to find the processes by"
+)
 
 
 @needs_proc
@@ -167,7 +220,9 @@ def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 130, errors
     assert errors.count("\n") == 1 and "--resume" in errors
-    assert checkpoint.newest_checkpoint(folder) is not None and not checkpoint.newest_checkpoint(folder).endswith("-0")
+    assert checkpoint.newest_checkpoint(folder) is not None and not checkpoint.newest_checkpoint(
+        folder
+    ).endswith("-0")
 
 
 SLOW_TO_SPEAK = """
@@ -194,8 +249,13 @@ def test_who_was_told_to_stop_is_not_told_again_when_another_process_ends_first(
     """A second signal would end rank 0 before it says how to continue."""
     program = tmp_path / "program.py"
     program.write_text(SLOW_TO_SPEAK)
-    process = subprocess.Popen([sys.executable, str(program)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "PYTHONPATH": ROOT})
+    process = subprocess.Popen(
+        [sys.executable, str(program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": ROOT},
+    )
     assert [process.stdout.readline() for _ in range(2)] == ["ready\n", "ready\n"]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
@@ -228,6 +288,7 @@ def test_the_processes_die_with_the_one_that_started_them(tmp_path):
 
 def test_processes_beside_the_launcher_are_refused(tmp_path, monkeypatch):
     from paddle_maml.commands.cli import main_train
+
     monkeypatch.setenv("PADDLE_TRAINERS_NUM", "2")
     monkeypatch.setenv("PADDLE_TRAINER_ID", "0")
     assert main_train(options(output=str(tmp_path / "run"), processes=2)) == 2
@@ -241,5 +302,7 @@ def test_failures_are_said_once(alone):
 
 def test_a_failure_of_rank_0_before_the_first_step_is_said_once(alone):
     with files.lock_folder(alone):
-        status, _, errors = call("train.py", ["--resume", "--output", alone, "--iterations", "8", "--processes", "2"])
+        status, _, errors = call(
+            "train.py", ["--resume", "--output", alone, "--iterations", "8", "--processes", "2"]
+        )
     assert (status, errors.count("\n")) == (2, 1) and "Another process is writing to" in errors

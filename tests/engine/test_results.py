@@ -1,4 +1,5 @@
 """What is kept of finished runs, and the table of it."""
+
 import json
 import math
 import os
@@ -8,14 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_run import ROOT, options
 
 from paddle_maml import pretrained
 from paddle_maml.commands import cli
 from paddle_maml.engine import results
+from paddle_maml.engine.settings import settings_from_dict
 from paddle_maml.errors import UserError
 from paddle_maml.report.log import read_metrics
-from paddle_maml.engine.settings import settings_from_dict
-from tiny_run import ROOT, options
 
 
 @pytest.fixture
@@ -42,18 +43,33 @@ def test_the_table_shows_what_the_report_says(run, tmp_path):
     results.keep(str(run), str(tmp_path / "kept"))
     report = json.loads((run / "report.json").read_text())
     line = results.table([str(tmp_path / "kept")]).splitlines()[-1]
-    assert line.startswith(f"| kept | {100 * report['test']['accuracy']:.2f} ± {100 * report['test']['interval']:.2f} |")
+    assert line.startswith(
+        f"| kept | {100 * report['test']['accuracy']:.2f} ± {100 * report['test']['interval']:.2f} |"
+    )
     assert line.endswith(f"| `{report_command(line)}` |") and "--iterations 6" in report_command(line)
 
 
 def test_the_table_has_the_mean_and_spread_of_runs_that_differ_in_their_seeds_alone(run, tmp_path):
     report = json.loads((run / "report.json").read_text())
     folders = []
-    for seed, accuracy, changes in [(0, 0.25, {}), (1, 0.5, {}), (2, 0.375, {"output": "elsewhere"}), (3, 0.9, {"inner_lr": 0.7})]:
+    for seed, accuracy, changes in [
+        (0, 0.25, {}),
+        (1, 0.5, {}),
+        (2, 0.375, {"output": "elsewhere"}),
+        (3, 0.9, {"inner_lr": 0.7}),
+    ]:
         folder = tmp_path / str(seed)
         folder.mkdir()
-        (folder / "report.json").write_text(json.dumps({**report, "seed": seed, "test": {**report["test"], "accuracy": accuracy},
-                                                        "settings": {**report["settings"], "seed": seed, **changes}}))
+        (folder / "report.json").write_text(
+            json.dumps(
+                {
+                    **report,
+                    "seed": seed,
+                    "test": {**report["test"], "accuracy": accuracy},
+                    "settings": {**report["settings"], "seed": seed, **changes},
+                }
+            )
+        )
         folders.append(str(folder))
     lines = results.table(folders).splitlines()
     assert len(lines) == 2 + 4 + 1
@@ -76,11 +92,22 @@ def test_a_run_that_went_on_after_its_report_is_refused(run, tmp_path):
     assert not (tmp_path / "kept").exists()
 
 
-@pytest.mark.parametrize("change", [{"settings": []}, {"test": {}}, {"seed": "0"}, {"test": {"accuracy": "high"}}, {"training_seconds": None},
-                                    {"settings": {"breadth": 3}}, {"settings": {"width": "64"}},
-                                    {"iterations": 10**20}, {"training_seconds": 10**400},
-                                    {"test": {"accuracy": 10**400, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}},
-                                    {"test": {"accuracy": math.nan, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": []},
+        {"test": {}},
+        {"seed": "0"},
+        {"test": {"accuracy": "high"}},
+        {"training_seconds": None},
+        {"settings": {"breadth": 3}},
+        {"settings": {"width": "64"}},
+        {"iterations": 10**20},
+        {"training_seconds": 10**400},
+        {"test": {"accuracy": 10**400, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}},
+        {"test": {"accuracy": math.nan, "interval": 0.1, "episodes": 4, "n_way": 5, "k_shot": 1}},
+    ],
+)
 def test_damaged_reports_are_one_sentence(run, change):
     report = json.loads((run / "report.json").read_text())
     (run / "report.json").write_text(json.dumps({**report, **change}))
@@ -110,12 +137,23 @@ def test_a_disk_that_is_full_leaves_what_was_kept_before(run, tmp_path, monkeypa
 
 def test_the_command_line(tmp_path):
     def call(*arguments):
-        return subprocess.run([sys.executable, "-m", "paddle_maml.engine.results", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=100)
+        return subprocess.run(
+            [sys.executable, "-m", "paddle_maml.engine.results", *arguments],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
 
     done = call("table", "docs/runs/half-hour")
     assert done.returncode == 0 and "| half-hour | 95.89 ± 0.30 | 1000 | 1 | 1000 | 0 |" in done.stdout
-    for arguments, sentence in [(["keep", "docs", "docs"], "is where its whole log is"), (["keep", "x"], "keep takes two folders"), (["keep", "x", ""], "is '': name one"),
-                                (["table", str(tmp_path)], "There is no"), (["keep", str(tmp_path), "y"], "has not come to its end")]:
+    for arguments, sentence in [
+        (["keep", "docs", "docs"], "is where its whole log is"),
+        (["keep", "x"], "keep takes two folders"),
+        (["keep", "x", ""], "is '': name one"),
+        (["table", str(tmp_path)], "There is no"),
+        (["keep", str(tmp_path), "y"], "has not come to its end"),
+    ]:
         failed = call(*arguments)
         assert failed.returncode == 2 and sentence in failed.stderr and "Traceback" not in failed.stderr
     assert not os.path.exists(os.path.join(ROOT, "y"))
@@ -126,18 +164,27 @@ KEPT = sorted(str(path) for path in Path(ROOT, "docs", "runs").iterdir())
 
 @pytest.mark.parametrize("folder", KEPT)
 def test_the_page_of_results_has_the_line_of_each_kept_run(folder):
-    assert results.table([folder]).splitlines()[-1] in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
+    assert results.table([folder]).splitlines()[-1] in Path(ROOT, "docs", "results.md").read_text(
+        encoding="utf-8"
+    )
 
 
 def test_the_pages_have_the_mean_and_spread_of_the_three_seeds():
-    folders = [os.path.join(ROOT, "docs", "runs", "best-5way-1shot" + suffix) for suffix in ("", "-seed1", "-seed2")]
+    folders = [
+        os.path.join(ROOT, "docs", "runs", "best-5way-1shot" + suffix) for suffix in ("", "-seed1", "-seed2")
+    ]
     last = results.table(folders).splitlines()[-1]
     assert last in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
     mean, spread = re.search(r"mean ([\d.]+), spread ([\d.]+)", last).groups()
-    assert f"a mean of {mean} and a spread of {spread} " in Path(ROOT, "README.md").read_text(encoding="utf-8").replace("\n", " ")
+    assert f"a mean of {mean} and a spread of {spread} " in Path(ROOT, "README.md").read_text(
+        encoding="utf-8"
+    ).replace("\n", " ")
 
 
-@pytest.mark.parametrize("path", [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, pretrained.FOLDER.glob("*.json"))])
+@pytest.mark.parametrize(
+    "path",
+    [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, pretrained.FOLDER.glob("*.json"))],
+)
 def test_the_commands_beside_results_are_those_of_todays_presets(path):
     report = json.loads(Path(path).read_text(encoding="utf-8"))
     assert report["command"] == settings_from_dict(report["settings"]).command()
@@ -147,5 +194,7 @@ def test_the_readme_says_what_the_cards_of_the_weights_say():
     section = Path(ROOT, "README.md").read_text(encoding="utf-8").split("## Results")[1].split("## ")[0]
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
     cards = {name: pretrained.look_up(name)[2]["test"] for name in pretrained.names()}
-    assert own == {f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± {100 * card['interval']:.2f}"
-                   for card in cards.values()}
+    assert own == {
+        f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± {100 * card['interval']:.2f}"
+        for card in cards.values()
+    }

@@ -1,4 +1,5 @@
 """A process killed with SIGKILL and resumed ends with the same weights, bit for bit."""
+
 import os
 import random
 import signal
@@ -6,11 +7,11 @@ import time
 
 import numpy as np
 import pytest
+from tiny_run import call, options, start
 
 from paddle_maml.engine import checkpoint
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.report.log import METRICS, REPORT, read_metrics
-from tiny_run import call, options, start
 
 # Every meta-iteration is saved, so that many kills fall into a write.
 RUN = {"iterations": 40, "checkpoint_every": 1, "val_every": 9, "meta_lr_schedule": "cosine"}
@@ -21,7 +22,10 @@ def end_of(folder):
     arrays = {}
     for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER):
         arrays.update({(name, key): value for key, value in read_file(os.path.join(path, name)).items()})
-    rows = [{name: value for name, value in row.items() if "second" not in name} for row in read_metrics(os.path.join(folder, METRICS))]
+    rows = [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_metrics(os.path.join(folder, METRICS))
+    ]
     return arrays, rows
 
 
@@ -37,7 +41,11 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
         found = checkpoint.newest_checkpoint(killed)
         # Wait for the first new checkpoint, then strike within what is left; the first times also before it.
         deadline = time.monotonic() + (moments.uniform(0, 3) if attempt < 2 else 60)
-        while process.poll() is None and checkpoint.newest_checkpoint(killed) in (None, found) and time.monotonic() < deadline:
+        while (
+            process.poll() is None
+            and checkpoint.newest_checkpoint(killed) in (None, found)
+            and time.monotonic() < deadline
+        ):
             time.sleep(0.001)
         time.sleep(moments.uniform(0, 0.25))
         if process.poll() is None:
@@ -62,9 +70,16 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
 
 
 def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
-    """Learned inner rates, the first iterations of first order, the weights of the multi-step loss and the schedule of the rate."""
-    changing = {"order": 2, "first_order_iterations": 5, "multi_step_iterations": 9, "meta_lr_schedule": "cosine", "checkpoint_every": 4,
-                "val_every": 5}
+    """Learned inner rates, the first iterations of first order, the weights of the multi-step loss and the
+    schedule of the rate."""
+    changing = {
+        "order": 2,
+        "first_order_iterations": 5,
+        "multi_step_iterations": 9,
+        "meta_lr_schedule": "cosine",
+        "checkpoint_every": 4,
+        "val_every": 5,
+    }
 
     def arguments(folder, *flags):
         return [*options(output=folder, **changing), "--learn-inner-lr", *flags]
@@ -91,8 +106,13 @@ def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
     folder = str(tmp_path / "run")
-    process = start("train.py", options(output=folder, iterations=100000, checkpoint_every=100000, val_every=100000))
-    while not os.path.exists(os.path.join(folder, METRICS)) or len(read_metrics(os.path.join(folder, METRICS))) < 2:
+    process = start(
+        "train.py", options(output=folder, iterations=100000, checkpoint_every=100000, val_every=100000)
+    )
+    while (
+        not os.path.exists(os.path.join(folder, METRICS))
+        or len(read_metrics(os.path.join(folder, METRICS))) < 2
+    ):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(number)

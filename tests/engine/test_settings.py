@@ -2,8 +2,15 @@ import dataclasses
 
 import pytest
 
+from paddle_maml.engine.settings import (
+    PRESETS,
+    CommandLine,
+    Settings,
+    flag,
+    settings_from_dict,
+    settings_from_preset,
+)
 from paddle_maml.errors import UserError
-from paddle_maml.engine.settings import PRESETS, CommandLine, Settings, flag, settings_from_dict, settings_from_preset
 
 
 def parse(*arguments):
@@ -26,14 +33,30 @@ def test_every_preset_is_valid_and_survives_as_plain_values(name):
 
 def test_the_competitions_protocol():
     way5_shot5 = settings_from_preset("omniglot-5way-5shot")
-    assert (way5_shot5.order, way5_shot5.inner_steps, way5_shot5.inner_lr, way5_shot5.meta_batch) == (1, 5, 0.04, 32)
-    assert (way5_shot5.k_query, way5_shot5.iterations, way5_shot5.meta_lr, way5_shot5.rotations) == (15, 10000, 0.001, False)
+    assert (way5_shot5.order, way5_shot5.inner_steps, way5_shot5.inner_lr, way5_shot5.meta_batch) == (
+        1,
+        5,
+        0.04,
+        32,
+    )
+    assert (way5_shot5.k_query, way5_shot5.iterations, way5_shot5.meta_lr, way5_shot5.rotations) == (
+        15,
+        10000,
+        0.001,
+        False,
+    )
     assert settings_from_preset("omniglot-20way-1shot").meta_batch == 16
 
 
 def test_the_papers_protocol():
     paper = settings_from_preset("paper-5way-5shot")
-    assert (paper.architecture, paper.order, paper.inner_steps, paper.steps_at_test, paper.inner_lr) == ("stride", 2, 1, 3, 2.0)
+    assert (paper.architecture, paper.order, paper.inner_steps, paper.steps_at_test, paper.inner_lr) == (
+        "stride",
+        2,
+        1,
+        3,
+        2.0,
+    )
     assert (paper.k_query, paper.meta_batch, paper.iterations, paper.rotations) == (5, 32, 60000, True)
     assert settings_from_preset("paper-20way-1shot").meta_batch == 16
 
@@ -43,23 +66,29 @@ def test_options_override_the_preset():
     assert (settings.inner_lr, settings.rotations, settings.n_way, settings.meta_batch) == (0.5, False, 7, 16)
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["--inner-lt", "1"], "did you mean --inner-lr?"),
-    (["--inner", "1"], "unknown option --inner"),  # no abbreviations
-    (["--inner-lr", "much"], "--inner-lr: invalid float value: 'much'"),
-    (["--inner-lr"], "expected one argument"),
-    (["5"], "unknown option 5"),
-    (["--preset", "quickstat"], "did you mean quickstart?"),
-    (["--n-way", "0"], "--n-way is 0, but must be at least 2"),
-    (["--meta-batch", "-1"], "--meta-batch is -1"),
-    (["--inner-lr", "nan"], "--inner-lr is nan"),
-    (["--meta-lr", "inf"], "--meta-lr is inf"),
-    (["--order", "3"], "must be one of 1, 2"),
-    (["--split-rule", "random"], "must be one of competition, vinyals"),
-    (["--output", ""], "--output is '', but must not be empty"),
-    (["--first-order-iterations", "9"], "first_order_iterations is 9, but order is 1"),
-    (["--order", "2", "--inner-steps", "1", "--multi-step-iterations", "9"], "multi_step_iterations is 9, but with 1 inner step"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--inner-lt", "1"], "did you mean --inner-lr?"),
+        (["--inner", "1"], "unknown option --inner"),  # no abbreviations
+        (["--inner-lr", "much"], "--inner-lr: invalid float value: 'much'"),
+        (["--inner-lr"], "expected one argument"),
+        (["5"], "unknown option 5"),
+        (["--preset", "quickstat"], "did you mean quickstart?"),
+        (["--n-way", "0"], "--n-way is 0, but must be at least 2"),
+        (["--meta-batch", "-1"], "--meta-batch is -1"),
+        (["--inner-lr", "nan"], "--inner-lr is nan"),
+        (["--meta-lr", "inf"], "--meta-lr is inf"),
+        (["--order", "3"], "must be one of 1, 2"),
+        (["--split-rule", "random"], "must be one of competition, vinyals"),
+        (["--output", ""], "--output is '', but must not be empty"),
+        (["--first-order-iterations", "9"], "first_order_iterations is 9, but order is 1"),
+        (
+            ["--order", "2", "--inner-steps", "1", "--multi-step-iterations", "9"],
+            "multi_step_iterations is 9, but with 1 inner step",
+        ),
+    ],
+)
 def test_wrong_options_are_errors(arguments, sentence):
     with pytest.raises(UserError) as error:
         parse(*arguments)
@@ -82,19 +111,33 @@ def test_unknown_and_mistyped_fields_are_errors():
 
 
 def test_a_command_can_take_back_what_a_preset_has():
-    for changes in ({"preset": "best-5way-1shot", "start_from": None}, {"preset": "paper-5way-1shot", "test_inner_steps": None}):
+    for changes in (
+        {"preset": "best-5way-1shot", "start_from": None},
+        {"preset": "paper-5way-1shot", "test_inner_steps": None},
+    ):
         settings = settings_from_preset(**changes)
         command = settings.command()
         assert command.endswith(" none") and parse(*command.split()[2:]) == settings
 
 
 def test_the_command_of_settings_is_what_was_typed():
-    settings = settings_from_preset("best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3)
-    assert settings.command() == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+    settings = settings_from_preset(
+        "best-5way-1shot", n_way=7, rotations=False, iterations=5, output="x", inner_lr=0.25, processes=3
+    )
+    assert (
+        settings.command()
+        == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+    )
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
-        assert settings_from_preset("quickstart", output=output).command() == "python train.py --preset quickstart"
-    for start, told in (("/home/me/run", "runs/run"), ("/home/me/run/checkpoint-5.1/best.pdparams", "runs/run/checkpoint-5.1/best.pdparams"),
-                        ("5way-1shot", "5way-1shot")):
+        assert (
+            settings_from_preset("quickstart", output=output).command()
+            == "python train.py --preset quickstart"
+        )
+    for start, told in (
+        ("/home/me/run", "runs/run"),
+        ("/home/me/run/checkpoint-5.1/best.pdparams", "runs/run/checkpoint-5.1/best.pdparams"),
+        ("5way-1shot", "5way-1shot"),
+    ):
         assert settings_from_preset(start_from=start).command().endswith(f"--start-from {told}")
     arguments = settings.command().split()[2:]
     assert parse(*arguments) == settings.portable() != settings
@@ -110,7 +153,10 @@ def test_help_explains_every_setting():
     assert "SUPPRESS" not in text
 
 
-@pytest.mark.parametrize("name, value", [("meta_batch", 10**9), ("width", 10**8), ("processes", 10**6), ("seed", 2**64), ("inner_steps", 10**11)])
+@pytest.mark.parametrize(
+    "name, value",
+    [("meta_batch", 10**9), ("width", 10**8), ("processes", 10**6), ("seed", 2**64), ("inner_steps", 10**11)],
+)
 def test_sizes_that_would_fill_the_memory_are_refused(name, value):
     with pytest.raises(UserError, match=f"{name} is {value}, but must be at most"):
         settings_from_preset("quickstart", **{name: value})

@@ -12,18 +12,16 @@ from pathlib import Path
 import numpy as np
 import paddle
 import pytest
+from tiny_run import TINY
 
 from paddle_maml import files
-from paddle_maml.engine import assembly
-from paddle_maml.engine import checkpoint
-from paddle_maml.engine import training
+from paddle_maml.engine import assembly, checkpoint, training
 from paddle_maml.engine.background import Ahead
+from paddle_maml.engine.plain_data import read_file
+from paddle_maml.engine.settings import PRESETS, settings_from_preset
 from paddle_maml.errors import UserError
 from paddle_maml.learners.maml import MetaLearner
-from paddle_maml.engine.plain_data import read_file
 from paddle_maml.report.log import COLUMNS, Metrics, Progress, read_metrics
-from paddle_maml.engine.settings import PRESETS, settings_from_preset
-from tiny_run import TINY
 
 
 def tiny(folder, **changes):
@@ -32,8 +30,10 @@ def tiny(folder, **changes):
 
 def final_weights(folder):
     path = checkpoint.newest_checkpoint(str(folder))
-    return {name: {key: np.asarray(value) for key, value in read_file(os.path.join(path, name)).items()}
-            for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)}
+    return {
+        name: {key: np.asarray(value) for key, value in read_file(os.path.join(path, name)).items()}
+        for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)
+    }
 
 
 def assert_same_end(one, other):
@@ -46,7 +46,9 @@ def assert_same_end(one, other):
 
 def rows(folder):
     with open(os.path.join(str(folder), "metrics.csv"), newline="") as file:
-        return [[value for name, value in row.items() if "second" not in name] for row in csv.DictReader(file)]
+        return [
+            [value for name, value in row.items() if "second" not in name] for row in csv.DictReader(file)
+        ]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,7 +74,13 @@ def test_a_run_leaves_report_metrics_and_one_checkpoint(finished):
     with open(folder / "report.json") as file:
         assert json.load(file) == report
     test = report["test"]
-    assert (test["dataset"], test["split_rule"], test["split"], test["episodes"], test["k_query"]) == ("synthetic", "synthetic", "test", 6, 3)
+    assert (test["dataset"], test["split_rule"], test["split"], test["episodes"], test["k_query"]) == (
+        "synthetic",
+        "synthetic",
+        "test",
+        6,
+        3,
+    )
     assert len(test["accuracy_per_step"]) == len(test["interval_per_step"]) == 3
     assert "transductive" in test["note"]
     assert report["settings"]["n_way"] == 5 and report["seed"] == 7
@@ -89,7 +97,17 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(finished, tmp_pat
 
 
 def test_training_learns(tmp_path):
-    report = training.train(tiny(tmp_path, width=8, meta_batch=4, iterations=60, val_every=60, test_episodes=40, checkpoint_every=60))
+    report = training.train(
+        tiny(
+            tmp_path,
+            width=8,
+            meta_batch=4,
+            iterations=60,
+            val_every=60,
+            test_episodes=40,
+            checkpoint_every=60,
+        )
+    )
     assert report["test"]["accuracy"] - report["test"]["interval"] > 0.3  # chance is 0.2
     losses = [float(row["loss"]) for row in read_metrics(str(tmp_path / "metrics.csv"))]
     assert np.mean(losses[-5:]) < np.mean(losses[:5])
@@ -101,8 +119,16 @@ def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
     def fake(learner, builder, episodes, steps, between, ranks):
         seen.append([parameter.numpy().copy() for parameter in learner.parameters()])
         accuracy = next(accuracies)
-        return {"accuracy": accuracy, "interval": 0.1, "loss": 1.0, "accuracy_per_step": [accuracy], "interval_per_step": [0.1],
-                "loss_per_step": [1.0], "episodes": episodes, "note": ""}
+        return {
+            "accuracy": accuracy,
+            "interval": 0.1,
+            "loss": 1.0,
+            "accuracy_per_step": [accuracy],
+            "interval_per_step": [0.1],
+            "loss_per_step": [1.0],
+            "episodes": episodes,
+            "note": "",
+        }
 
     monkeypatch.setattr(training, "evaluate", fake)
     report = training.train(tiny(tmp_path, iterations=6, val_every=2))
@@ -117,7 +143,9 @@ def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
 def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
     training.train(tiny(tmp_path, meta_lr_schedule=schedule, log_every=1, iterations=4))
     rates = [float(row["meta_lr"]) for row in read_metrics(str(tmp_path / "metrics.csv"))]
-    expected = [0.003 * (1 if schedule == "constant" else (1 + math.cos(math.pi * m / 4)) / 2) for m in range(4)]
+    expected = [
+        0.003 * (1 if schedule == "constant" else (1 + math.cos(math.pi * m / 4)) / 2) for m in range(4)
+    ]
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
 
 
@@ -164,7 +192,10 @@ def test_a_longer_run_continues_a_finished_one(tmp_path):
 def test_the_length_of_a_cosine_schedule_cannot_be_changed(tmp_path):
     training.train(tiny(tmp_path, iterations=2, meta_lr_schedule="cosine"))
     before = final_weights(tmp_path)
-    with pytest.raises(UserError, match="--iterations is 4, but the meta rate of the run .* falls to 0 at 2; .* --start-from "):
+    with pytest.raises(
+        UserError,
+        match="--iterations is 4, but the meta rate of the run .* falls to 0 at 2; .* --start-from ",
+    ):
         training.train(tiny(tmp_path, iterations=4, meta_lr_schedule="cosine", resume=True))
     for file, arrays in final_weights(tmp_path).items():
         for name, array in arrays.items():
@@ -202,7 +233,8 @@ def test_resume_with_nothing_to_resume_starts(finished, tmp_path):
 
 @pytest.mark.parametrize("moment", [1, 4, 5, 11])
 def test_a_stop_request_is_continued_as_if_it_had_not_been(finished, tmp_path, monkeypatch, moment):
-    """SIGINT in meta-iteration `moment`: 5 is followed by a validation, which is interrupted and caught up later."""
+    """SIGINT in meta-iteration `moment`: 5 is followed by a validation, which is interrupted and caught up
+    later."""
     calls, original = [], training.meta_gradient
 
     def interrupt(*arguments, **options):
@@ -262,7 +294,9 @@ def test_a_run_that_never_began_is_not_in_the_way_of_the_next(tmp_path, monkeypa
     if trouble == "divergence":
         changes, expected = {"inner_lr": 1e30}, UserError
     elif trouble == "no space":
-        monkeypatch.setattr(paddle, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        monkeypatch.setattr(
+            paddle, "save", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device"))
+        )
         changes, expected = {}, OSError
     else:
         monkeypatch.setattr(training, "meta_gradient", lambda *_, **options: {}["a mistake"])
@@ -296,15 +330,18 @@ HEADER = ",".join(COLUMNS)
 ROW = "3,0.5,0.9,0.001,,,,10,1"
 
 
-@pytest.mark.parametrize("text, line", [
-    ("iteration,foo\n1,2\n", 1),
-    (f"{HEADER}\n²,0.5,0.9,0.001,,,,10,1\n{ROW}\n", 2),
-    (f"{HEADER}\n{ROW}\n3,abc,0.9,0.001,,,,10,1\n", 3),
-    (f"{HEADER}\n{ROW}\n3,nan,0.9,0.001,,,,10,1\n", 3),
-    (f"{HEADER}\n{'9' * 5000},0.5,0.9,0.001,,,,10,1\n", 2),
-    (f"{HEADER}\n{ROW},7\n", 2),
-    ("\0\1\2\n\xff\n\n", 1),
-])
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("iteration,foo\n1,2\n", 1),
+        (f"{HEADER}\n²,0.5,0.9,0.001,,,,10,1\n{ROW}\n", 2),
+        (f"{HEADER}\n{ROW}\n3,abc,0.9,0.001,,,,10,1\n", 3),
+        (f"{HEADER}\n{ROW}\n3,nan,0.9,0.001,,,,10,1\n", 3),
+        (f"{HEADER}\n{'9' * 5000},0.5,0.9,0.001,,,,10,1\n", 2),
+        (f"{HEADER}\n{ROW},7\n", 2),
+        ("\0\1\2\n\xff\n\n", 1),
+    ],
+)
 def test_a_damaged_log_is_refused(tmp_path, text, line):
     (tmp_path / "metrics.csv").write_text(text, encoding="latin-1")
     with pytest.raises(UserError, match=f"metrics.csv is damaged in line {line}:"):
@@ -387,7 +424,9 @@ def test_progress_stays_on_one_line_of_a_terminal_and_counts_time_from_the_resum
             bar.update(iteration, 0.5, 0.25, 3.0)
     assert terminal.text.count("\r") == 3 and "\n" not in terminal.text
     assert log.text.count("\n") == 1 and "\r" not in log.text
-    assert "92/100  loss 0.5000  accuracy 25.00%  3.0 episodes/s  0:00:48 left" in " ".join(log.text.split(" "))
+    assert "92/100  loss 0.5000  accuracy 25.00%  3.0 episodes/s  0:00:48 left" in " ".join(
+        log.text.split(" ")
+    )
 
 
 def test_meta_batches_come_in_order_errors_arrive_and_closing_does_not_hang():
@@ -415,7 +454,10 @@ def test_a_run_starts_from_given_weights(finished, tmp_path):
     # With a rate that no weight notices, a run ends with what it started from.
     training.train(tiny(tmp_path / "a", start_from=str(folder), iterations=1, meta_lr=1e-30))
     training.train(tiny(tmp_path / "b", iterations=1, meta_lr=1e-30))
-    started, fresh = final_weights(tmp_path / "a")[checkpoint.BEST], final_weights(tmp_path / "b")[checkpoint.BEST]
+    started, fresh = (
+        final_weights(tmp_path / "a")[checkpoint.BEST],
+        final_weights(tmp_path / "b")[checkpoint.BEST],
+    )
     assert (started["linear.weight"] == trained["linear.weight"]).all()
     assert (fresh["linear.weight"] != trained["linear.weight"]).any()
     assert all((started[name] == trained[name]).all() for name in trained if name.startswith("block"))
@@ -424,7 +466,10 @@ def test_a_run_starts_from_given_weights(finished, tmp_path):
 def test_a_run_trains_on_distorted_copies_where_asked(finished, tmp_path):
     folder, _ = finished
     training.train(tiny(tmp_path / "run", distortions=1))
-    plain, distorted = ([float(row["loss"]) for row in read_metrics(os.path.join(str(place), "metrics.csv"))] for place in (folder, tmp_path / "run"))
+    plain, distorted = (
+        [float(row["loss"]) for row in read_metrics(os.path.join(str(place), "metrics.csv"))]
+        for place in (folder, tmp_path / "run")
+    )
     assert len(plain) == len(distorted) and plain != distorted
 
 
@@ -434,9 +479,21 @@ def test_a_run_starts_from_weights_of_more_classes_and_of_other_inner_steps(fini
     more = final_weights(tmp_path / "more")[checkpoint.BEST]
     for steps, expected in ((1, [0]), (3, [0, 1, 1])):
         folder = tmp_path / str(steps)
-        training.train(tiny(folder, start_from=str(tmp_path / "more"), n_way=3, inner_steps=steps, iterations=1, meta_lr=1e-30, **rates))
+        training.train(
+            tiny(
+                folder,
+                start_from=str(tmp_path / "more"),
+                n_way=3,
+                inner_steps=steps,
+                iterations=1,
+                meta_lr=1e-30,
+                **rates,
+            )
+        )
         started = final_weights(folder)[checkpoint.BEST]
-        assert (started["linear.weight"] == more["linear.weight"][:, :3]).all() and (started["linear.bias"] == more["linear.bias"][:3]).all()
+        assert (started["linear.weight"] == more["linear.weight"][:, :3]).all() and (
+            started["linear.bias"] == more["linear.bias"][:3]
+        ).all()
         assert (started["inner_rates"] == more["inner_rates"][expected]).all()
     assert (more["inner_rates"][0] != more["inner_rates"][1]).any()
 
@@ -452,11 +509,22 @@ def test_presets_start_from_weights_that_are_there_and_fit(name):
 
 
 @pytest.mark.parametrize("changes", [{"split_rule": "vinyals"}, {"width": 8}, {"n_way": 30}])
-def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_them(tmp_path, monkeypatch, changes):
+def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_them(
+    tmp_path, monkeypatch, changes
+):
     drawn = assembly.load_training_images(tiny(tmp_path, k_query=1))
     monkeypatch.setattr(training, "load_training_images", lambda settings: drawn)
     with pytest.raises(UserError, match="; --start-from none begins with fresh weights[.]$"):
-        training.train(settings_from_preset("best-5way-1shot", device="cpu", output=str(tmp_path / "run"), test_k_query=1, k_query=1, **changes))
+        training.train(
+            settings_from_preset(
+                "best-5way-1shot",
+                device="cpu",
+                output=str(tmp_path / "run"),
+                test_k_query=1,
+                k_query=1,
+                **changes,
+            )
+        )
 
 
 def test_a_report_names_the_weights_that_the_run_started_from(finished, tmp_path):
@@ -476,8 +544,14 @@ def test_weights_of_fewer_classes_are_refused(finished, tmp_path):
 def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path, monkeypatch):
     parts, rule = assembly.load_training_images(tiny(tmp_path))
     monkeypatch.setattr(training, "load_training_images", lambda settings: (parts, rule))
-    held_back = {"dataset": "omniglot", "split_rule": "vinyals", "start_from": "5way-1shot", "width": 64, "inner_steps": 3,
-                 "learn_inner_lr": True}
+    held_back = {
+        "dataset": "omniglot",
+        "split_rule": "vinyals",
+        "start_from": "5way-1shot",
+        "width": 64,
+        "inner_steps": 3,
+        "learn_inner_lr": True,
+    }
     sentence = "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"
     with pytest.raises(UserError, match=sentence):
         training.train(tiny(tmp_path / "run", **held_back))
@@ -524,7 +598,9 @@ def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_p
     with pytest.raises(training.Interrupted):
         training.train(tiny(tmp_path / "run", checkpoint_every=1, val_every=100))
     weights = final_weights(tmp_path / "run")
-    assert all((weights[checkpoint.BEST][name] == array).all() for name, array in weights[checkpoint.WEIGHTS].items())
+    assert all(
+        (weights[checkpoint.BEST][name] == array).all() for name, array in weights[checkpoint.WEIGHTS].items()
+    )
 
 
 def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path, capsys):
@@ -539,10 +615,13 @@ def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finishe
     assert read_metrics(tmp_path / "run" / "metrics.csv")[-1]["iteration"] == "6"
 
 
-@pytest.mark.parametrize("start_from, changes, sentence", [
-    ("nothing", {}, "There is no file or folder nothing, and no pretrained weights of that name"),
-    (None, {"width": 5}, "belongs to another network"),
-])
+@pytest.mark.parametrize(
+    "start_from, changes, sentence",
+    [
+        ("nothing", {}, "There is no file or folder nothing, and no pretrained weights of that name"),
+        (None, {"width": 5}, "belongs to another network"),
+    ],
+)
 def test_weights_that_cannot_be_started_from_are_refused(finished, tmp_path, start_from, changes, sentence):
     folder, _ = finished
     with pytest.raises(UserError, match=sentence):

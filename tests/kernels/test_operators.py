@@ -1,10 +1,10 @@
 """Every operator in float64: first and second derivatives against finite differences."""
+
 import numpy as np
 import paddle
 import pytest
 
-from paddle_maml.kernels import convolution
-from paddle_maml.kernels import operators
+from paddle_maml.kernels import convolution, operators
 from paddle_maml.kernels.convolution import StridedConvolution, window_rows
 from paddle_maml.kernels.windows import Windows
 from paddle_maml.kernels.winograd import PooledConvolution
@@ -102,9 +102,14 @@ def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
     """Equal products of different windows: the gradient by the weight is the window of the first."""
     for equal in range(1, 16):
         # The largest have the value 3, by an odd number of their own in the first column; others have 0.
-        windows = [np.array([[[2.0 * corner + 1, 2 - 2.0 * corner]]]) if equal >> corner & 1 else np.zeros([1, 1, 2]) for corner in range(4)]
+        windows = [
+            np.array([[[2.0 * corner + 1, 2 - 2.0 * corner]]]) if equal >> corner & 1 else np.zeros([1, 1, 2])
+            for corner in range(4)
+        ]
         [weight] = leaves([np.ones([1, 2, 1])])
-        output = operators.largest_product(operators.row_blocks([paddle.to_tensor(window) for window in windows]), weight)
+        output = operators.largest_product(
+            operators.row_blocks([paddle.to_tensor(window) for window in windows]), weight
+        )
         [gradient] = paddle.grad(output.sum(), [weight])
         first = next(corner for corner in range(4) if equal >> corner & 1)
         assert output.item() == 3
@@ -114,8 +119,12 @@ def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
 @pytest.mark.parametrize("constant", ["rows", "weight", "nothing"])
 @pytest.mark.parametrize("kind, pixels", [(PooledConvolution, 4), (StridedConvolution, 6)])
 def test_convolve_of_a_constant_and_with_constant_gradients(float64, kind, pixels, constant):
-    """A loss that is linear in the outputs, and an input without a gradient: fewer paths to differentiate, the same derivatives."""
-    layer, (rows, weight, left, right) = kind(5, 4), random_arrays([2, 2 * 20, 2], [2, 18, 3], [2, 2 * pixels, 3], [2, 1, 3])
+    """A loss that is linear in the outputs, and an input without a gradient: fewer paths to differentiate,
+    the same derivatives."""
+    layer, (rows, weight, left, right) = (
+        kind(5, 4),
+        random_arrays([2, 2 * 20, 2], [2, 18, 3], [2, 2 * pixels, 3], [2, 1, 3]),
+    )
     left, right = paddle.to_tensor(left), paddle.to_tensor(right)
 
     def loss(rows, weight):
@@ -127,7 +136,10 @@ def test_convolve_of_a_constant_and_with_constant_gradients(float64, kind, pixel
     directions = dict(zip(values, random_arrays(rows.shape, weight.shape, seed=3)))
 
     def gradients_at(shift):
-        tensors = {name: paddle.to_tensor(value + (shift * directions[name] if name in variable else 0)) for name, value in values.items()}
+        tensors = {
+            name: paddle.to_tensor(value + (shift * directions[name] if name in variable else 0))
+            for name, value in values.items()
+        }
         for name in variable:
             tensors[name].stop_gradient = False
         inputs = [tensors[name] for name in variable]
@@ -140,8 +152,18 @@ def test_convolve_of_a_constant_and_with_constant_gradients(float64, kind, pixel
         np.testing.assert_allclose(product.numpy(), (one.numpy() - other.numpy()) / (2 * STEP), atol=1e-6)
 
 
-LAYERS = [(PooledConvolution, 4, 6), (PooledConvolution, 5, 7), (PooledConvolution, 3, 4), (PooledConvolution, 2, 2), (StridedConvolution, 5, 6),
-          (StridedConvolution, 4, 7), (StridedConvolution, 6, 4), (StridedConvolution, 5, 5), (StridedConvolution, 1, 2), (StridedConvolution, 1, 1)]
+LAYERS = [
+    (PooledConvolution, 4, 6),
+    (PooledConvolution, 5, 7),
+    (PooledConvolution, 3, 4),
+    (PooledConvolution, 2, 2),
+    (StridedConvolution, 5, 6),
+    (StridedConvolution, 4, 7),
+    (StridedConvolution, 6, 4),
+    (StridedConvolution, 5, 5),
+    (StridedConvolution, 1, 2),
+    (StridedConvolution, 1, 1),
+]
 
 
 @pytest.mark.parametrize("kind, height, width", LAYERS)
@@ -162,19 +184,30 @@ def test_convolve_equals_stock_operators(float64, monkeypatch, kind, height, wid
     weight = paddle.to_tensor(kernel.transpose(0, 3, 4, 2, 1).reshape(3, 18, 4))
     rows.stop_gradient = weight.stop_gradient = False
     results = operators.convolve(rows, weight, kind(height, width), 5)
-    gradients = paddle.grad(sum((result ** 3).sum() for result in results), [rows, weight])
+    gradients = paddle.grad(sum((result**3).sum() for result in results), [rows, weight])
     for task in range(3):
         stock_x, stock_w = leaves([x[task], kernel[task]])
         pool = kind is PooledConvolution
         whole = paddle.nn.functional.conv2d(stock_x, stock_w, stride=1 if pool else 2, padding=1)
         pooled = paddle.nn.functional.max_pool2d(whole, 2) if pool else whole
-        mean, variance = whole.mean(axis=[0, 2, 3]), whole.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False)
-        expected = [pooled.transpose([0, 2, 3, 1]).reshape([-1, 4]), mean.reshape([1, 4]), variance.reshape([1, 4])]
+        mean, variance = (
+            whole.mean(axis=[0, 2, 3]),
+            whole.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False),
+        )
+        expected = [
+            pooled.transpose([0, 2, 3, 1]).reshape([-1, 4]),
+            mean.reshape([1, 4]),
+            variance.reshape([1, 4]),
+        ]
         for ours, stock in zip(results, expected):
             np.testing.assert_allclose(ours[task].numpy(), stock.numpy(), rtol=1e-11, atol=1e-11)
-        by_x, by_w = paddle.grad(sum((value ** 3).sum() for value in expected), [stock_x, stock_w])
-        np.testing.assert_allclose(gradients[0][task].numpy(), by_x.numpy().transpose(0, 2, 3, 1).reshape(-1, 2), atol=1e-9)
-        np.testing.assert_allclose(gradients[1][task].numpy(), by_w.numpy().transpose(2, 3, 1, 0).reshape(18, 4), atol=1e-9)
+        by_x, by_w = paddle.grad(sum((value**3).sum() for value in expected), [stock_x, stock_w])
+        np.testing.assert_allclose(
+            gradients[0][task].numpy(), by_x.numpy().transpose(0, 2, 3, 1).reshape(-1, 2), atol=1e-9
+        )
+        np.testing.assert_allclose(
+            gradients[1][task].numpy(), by_w.numpy().transpose(2, 3, 1, 0).reshape(18, 4), atol=1e-9
+        )
 
 
 def test_convolve_sends_a_tie_to_the_first_corner_only(float64):
@@ -196,7 +229,9 @@ def test_the_variance_of_a_nearly_constant_map_does_not_cancel():
     rows = (1000 + random.standard_normal([1, 40 * 16, 1])).astype(np.float32)
     weight = np.zeros([1, 9, 1], np.float32)
     weight[0, 4] = 1
-    _, mean, variance = operators.convolve(paddle.to_tensor(rows), paddle.to_tensor(weight), StridedConvolution(4, 4), 40)
+    _, mean, variance = operators.convolve(
+        paddle.to_tensor(rows), paddle.to_tensor(weight), StridedConvolution(4, 4), 40
+    )
     exact = rows.reshape(40, 4, 4)[:, ::2, ::2].astype(np.float64)
     assert mean.item() == pytest.approx(exact.mean(), rel=1e-6)
     assert variance.item() == pytest.approx(exact.var(), rel=1e-4)
@@ -205,16 +240,24 @@ def test_the_variance_of_a_nearly_constant_map_does_not_cancel():
 @pytest.mark.parametrize("height, width, pool", [(4, 6, True), (5, 7, True), (5, 6, False)])
 def test_window_rows_are_the_patches_and_a_one(float64, height, width, pool):
     x, kernel = random_arrays([2, 3, 2, height, width], [4, 2, 3, 3])
-    pieces = window_rows(paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(2, -1, 2)), Windows(height, width, pool), 3)
+    pieces = window_rows(
+        paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(2, -1, 2)), Windows(height, width, pool), 3
+    )
     weight = kernel.transpose(2, 3, 1, 0).reshape(18, 4)
     for task in range(2):
-        whole = paddle.nn.functional.conv2d(paddle.to_tensor(x[task]), paddle.to_tensor(kernel), stride=1 if pool else 2, padding=1).numpy()
+        whole = paddle.nn.functional.conv2d(
+            paddle.to_tensor(x[task]), paddle.to_tensor(kernel), stride=1 if pool else 2, padding=1
+        ).numpy()
         if pool:
-            corners = [whole[:, :, i:height // 2 * 2:2, j:width // 2 * 2:2] for i in (0, 1) for j in (0, 1)]
+            corners = [
+                whole[:, :, i : height // 2 * 2 : 2, j : width // 2 * 2 : 2] for i in (0, 1) for j in (0, 1)
+            ]
         else:
             corners = [whole]
         for piece, corner in zip(pieces, corners):
-            np.testing.assert_allclose(piece[task, :, :-1].numpy() @ weight, corner.transpose(0, 2, 3, 1).reshape(-1, 4), atol=1e-12)
+            np.testing.assert_allclose(
+                piece[task, :, :-1].numpy() @ weight, corner.transpose(0, 2, 3, 1).reshape(-1, 4), atol=1e-12
+            )
         products = [piece[task, :, :-1].numpy() @ weight for piece in pieces]
         assert sum(product.sum() for product in products) == pytest.approx(whole.sum(), abs=1e-10)
         assert sum(len(product) for product in products) == whole.size // 4
@@ -228,7 +271,9 @@ def test_cross_entropy(float64):
     [z] = logits
     log_probabilities = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
     expected = -(log_probabilities * targets).sum(axis=-1).mean(axis=-1)
-    np.testing.assert_allclose(operators.cross_entropy(paddle.to_tensor(z), paddle.to_tensor(targets)).numpy(), expected)
+    np.testing.assert_allclose(
+        operators.cross_entropy(paddle.to_tensor(z), paddle.to_tensor(targets)).numpy(), expected
+    )
 
 
 def test_cross_entropy_of_huge_logits_is_finite(float64):

@@ -1,9 +1,10 @@
 """The learner: a case worked by hand, and its promises to callers."""
+
 import numpy as np
 import paddle
 import pytest
-
 import reference_torch as reference
+
 from paddle_maml import MAML, MetaLearner
 from paddle_maml.learners import maml as learner_module
 
@@ -18,7 +19,8 @@ def weights(learner):
 
 
 class TwoNumbers(paddle.nn.Layer):
-    """A model of two parameters that can be worked by hand: logits (u * x, v * x^2) for an image that is one number x."""
+    """A model of two parameters that can be worked by hand: logits (u * x, v * x^2) for an image that is one
+    number x."""
 
     n_way = 2
     packed_names = ["u", "v"]
@@ -48,8 +50,8 @@ class TwoNumbers(paddle.nn.Layer):
 
 @pytest.mark.parametrize("order", [1, 2])
 def test_meta_gradient_of_two_parameters_by_hand(float64, order):
-    # Support: x = 1 with label 0. At u = v = 0 both logits are 0, p = (1/2, 1/2), so d loss / du = p0 - 1 = -1/2 and
-    # d loss / dv = p1 = 1/2. With rate a: u' = a/2, v' = -a/2.
+    # Support: x = 1 with label 0. At u = v = 0 both logits are 0, p = (1/2, 1/2), so d loss / du = p0 - 1 =
+    # -1/2 and d loss / dv = p1 = 1/2. With rate a: u' = a/2, v' = -a/2.
     # Query: x = 2 with label 1: logits z = (2 u', 4 v') = (a, -2a), q0 = 1 / (1 + exp(-3a)).
     # Gradient at the adapted point: g_u = 2 q0, g_v = 4 (q1 - 1) = -4 q0.
     # Hessian of the support loss at 0, by (u, v): p0 p1 * [[1, -1], [-1, 1]] = 1/4 [[1, -1], [-1, 1]].
@@ -93,9 +95,12 @@ def test_learned_rates_and_multi_step_loss_against_differences(float64, order):
             losses.append(learner.meta_loss(*episodes, step_weights=step_weights)[0].item())
         for p, v in zip(parameters, values):
             p.set_value(v)
-        return (losses[0] - losses[1]) / 2, sum((p.grad.numpy() * d).sum() for p, d in zip(parameters, directions))
+        return (losses[0] - losses[1]) / 2, sum(
+            (p.grad.numpy() * d).sum() for p, d in zip(parameters, directions)
+        )
 
-    # First order leaves out what earlier steps do to later gradients, so only the last step's rates are exact.
+    # First order leaves out what earlier steps do to later gradients, so only the last step's rates are
+    # exact.
     expected, got = slope([learner.inner_rates], slice(None) if order == 2 else slice(-1, None))
     assert abs(expected) > 1e-10
     if order == 2:
@@ -160,11 +165,21 @@ def stock_logits(params, x, statistics_of):
     """The network with Paddle's operators; batch norm with the statistics of the images `statistics_of`."""
     functional = paddle.nn.functional
     for block in range(4):
-        weight, _, scale, shift = params[4 * block:4 * block + 4]
-        maps, own = functional.conv2d(x, weight, padding=1), functional.conv2d(statistics_of, weight, padding=1)
-        mean, variance = own.mean(axis=[0, 2, 3]), own.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False)
-        x, statistics_of = (functional.max_pool2d(functional.relu(functional.batch_norm(m, mean, variance, scale, shift, epsilon=1e-5)), 2)
-                            for m in (maps, own))
+        weight, _, scale, shift = params[4 * block : 4 * block + 4]
+        maps, own = (
+            functional.conv2d(x, weight, padding=1),
+            functional.conv2d(statistics_of, weight, padding=1),
+        )
+        mean, variance = (
+            own.mean(axis=[0, 2, 3]),
+            own.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False),
+        )
+        x, statistics_of = (
+            functional.max_pool2d(
+                functional.relu(functional.batch_norm(m, mean, variance, scale, shift, epsilon=1e-5)), 2
+            )
+            for m in (maps, own)
+        )
     return x.flatten(1) @ params[-2] + params[-1]
 
 
@@ -179,7 +194,9 @@ def test_what_batch_norm_knows_in_predict(float64, statistics):
         params = learner.adapt(x_spt[task], y_spt[task])
         support, query = paddle.to_tensor(x_spt[task]), paddle.to_tensor(x_qry[task])
         if statistics == "one":
-            expected = [stock_logits(params, image, paddle.concat([support, image])) for image in query.unsqueeze(1)]
+            expected = [
+                stock_logits(params, image, paddle.concat([support, image])) for image in query.unsqueeze(1)
+            ]
             expected = paddle.concat(expected)
         else:
             expected = stock_logits(params, query, query if statistics == "query" else support)
@@ -188,9 +205,13 @@ def test_what_batch_norm_knows_in_predict(float64, statistics):
 
 def test_only_the_published_protocol_lets_query_images_depend_on_each_other():
     learner = small_learner(inner_steps=1)
-    x_spt, y_spt, x_qry, _ = (array.astype("float32") if array.dtype == float else array for array in reference.make_episodes())
+    x_spt, y_spt, x_qry, _ = (
+        array.astype("float32") if array.dtype == float else array for array in reference.make_episodes()
+    )
     for statistics, independent in (("query", False), ("support", True), ("one", True)):
-        whole, part = (learner.predict(x_spt, y_spt, x_qry[:, :count], statistics=statistics)[:, :3] for count in (15, 3))
+        whole, part = (
+            learner.predict(x_spt, y_spt, x_qry[:, :count], statistics=statistics)[:, :3] for count in (15, 3)
+        )
         assert np.allclose(whole, part, atol=1e-4) == independent
     with pytest.raises(ValueError, match="statistics must be one of"):
         learner.predict(x_spt, y_spt, x_qry, statistics="all")
@@ -249,7 +270,9 @@ def test_chunks_do_not_change_the_result(float64, monkeypatch):
         scores = learner.finetune(*reference.make_episodes())
         loss, accuracy = learner.meta_loss(*reference.make_episodes(), step_weights=[0.0, 0.3, 0.7])
         loss.backward()
-        results.append([loss.numpy(), accuracy.numpy(), *scores, *(p.grad.numpy() for p in learner.parameters())])
+        results.append(
+            [loss.numpy(), accuracy.numpy(), *scores, *(p.grad.numpy() for p in learner.parameters())]
+        )
     assert len({accuracy for accuracy in results[0][2][:, -1]}) > 1  # tasks in another order would show
     for result in results[1:]:
         for ours, first in zip(result, results[0]):
@@ -265,15 +288,18 @@ def test_a_loss_that_is_scaled_scales_the_gradient():
     np.testing.assert_allclose(learner.net.linear.weight.grad.numpy(), 3 * once, rtol=1e-5)
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"inner_steps": 0}, "inner_steps must be at least 1, not 0"),
-    ({"inner_lr": -0.1}, "inner_lr must be a finite number that is not negative, not -0.1"),
-    ({"inner_lr": float("inf")}, "not inf"),
-    ({"inner_lr": float("nan")}, "not nan"),
-    ({"order": 3}, "order must be 1 or 2, not 3"),
-    ({"chunk": 0}, "chunk must be at least 1, not 0"),
-    ({"adapted": "tail"}, "adapted must be 'all' or 'head', not 'tail'"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"inner_steps": 0}, "inner_steps must be at least 1, not 0"),
+        ({"inner_lr": -0.1}, "inner_lr must be a finite number that is not negative, not -0.1"),
+        ({"inner_lr": float("inf")}, "not inf"),
+        ({"inner_lr": float("nan")}, "not nan"),
+        ({"order": 3}, "order must be 1 or 2, not 3"),
+        ({"chunk": 0}, "chunk must be at least 1, not 0"),
+        ({"adapted": "tail"}, "adapted must be 'all' or 'head', not 'tail'"),
+    ],
+)
 def test_impossible_settings_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         small_learner(**options)
@@ -288,9 +314,11 @@ def test_labels_that_do_not_fit_the_images_are_refused():
 @pytest.mark.parametrize("cut", [lambda array: array[:2], lambda array: array[0]])
 def test_queries_of_other_tasks_are_refused(cut):
     x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
-    for call in (lambda: small_learner().meta_loss(x_spt, y_spt, cut(x_qry), cut(y_qry)),
-                 lambda: small_learner().finetune(x_spt, y_spt, cut(x_qry), cut(y_qry)),
-                 lambda: small_learner().predict(x_spt, y_spt, cut(x_qry))):
+    for call in (
+        lambda: small_learner().meta_loss(x_spt, y_spt, cut(x_qry), cut(y_qry)),
+        lambda: small_learner().finetune(x_spt, y_spt, cut(x_qry), cut(y_qry)),
+        lambda: small_learner().predict(x_spt, y_spt, cut(x_qry)),
+    ):
         with pytest.raises(ValueError, match="with the same T"):
             call()
 
@@ -298,10 +326,18 @@ def test_queries_of_other_tasks_are_refused(cut):
 def test_images_that_the_network_cannot_take_are_refused():
     x_spt, y_spt, x_qry, y_qry = reference.make_episodes()
     learner = small_learner()
-    for wrong, message in ((x_spt[:, :, :, :20, :20], "images must be"), (np.concatenate([x_spt] * 3, axis=2), "images must be"),
-                           (x_spt * np.nan, "finite numbers"), (x_spt + np.inf, "finite numbers")):
-        for call in (lambda: learner.meta_loss(wrong, y_spt, x_qry, y_qry), lambda: learner.meta_loss(x_qry, y_qry, wrong, y_spt),
-                     lambda: learner.adapt(wrong[0], y_spt[0]), lambda: learner.predict(x_qry, y_qry, wrong)):
+    for wrong, message in (
+        (x_spt[:, :, :, :20, :20], "images must be"),
+        (np.concatenate([x_spt] * 3, axis=2), "images must be"),
+        (x_spt * np.nan, "finite numbers"),
+        (x_spt + np.inf, "finite numbers"),
+    ):
+        for call in (
+            lambda: learner.meta_loss(wrong, y_spt, x_qry, y_qry),
+            lambda: learner.meta_loss(x_qry, y_qry, wrong, y_spt),
+            lambda: learner.adapt(wrong[0], y_spt[0]),
+            lambda: learner.predict(x_qry, y_qry, wrong),
+        ):
             with pytest.raises(ValueError, match=message):
                 call()
 
@@ -335,9 +371,11 @@ def test_parameters_that_are_not_finite_show_in_the_loss(order):
 @pytest.mark.parametrize("order", [1, 2])
 def test_memory_is_given_back(order):
     """A graph that keeps itself alive would add its tensors at every call."""
+
     def resident():
         with open("/proc/self/statm") as file:
             return int(file.read().split()[1]) * 4096
+
     try:
         resident()
     except OSError:

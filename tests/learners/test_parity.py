@@ -1,9 +1,9 @@
 """The meta-gradient against PyTorch's, in float64, for every parameter."""
-import numpy as np
-import paddle
-import pytest
 
+import numpy as np
+import pytest
 import reference_torch as reference
+
 from paddle_maml import MAML, MetaLearner
 
 CONV_BIASES = (1, 5, 9, 13)
@@ -19,23 +19,32 @@ def paddle_meta_gradient(width, params, episodes, order, steps, network=None, **
 
 
 def assert_equal_gradients(ours, theirs):
-    whole = np.sqrt(sum(np.sum(g ** 2) for g in theirs))
+    whole = np.sqrt(sum(np.sum(g**2) for g in theirs))
     assert whole > 0.01
     for number, (a, b) in enumerate(zip(ours, theirs)):
         if number in CONV_BIASES:
-            # Batch norm removes them: the true gradient is zero. Ours is; PyTorch's is what rounding left (1e-15 of the whole).
+            # Batch norm removes them: the true gradient is zero. Ours is; PyTorch's is what rounding left
+            # (1e-15 of the whole).
             assert not a.any() and np.linalg.norm(b) <= 1e-13 * whole
             continue
         allowed = 1e-10 * max(np.linalg.norm(b), 1e-6 * whole)
-        assert np.linalg.norm(a - b) <= allowed, f"parameter {number}: {np.linalg.norm(a - b):.3g} > {allowed:.3g}"
+        assert np.linalg.norm(a - b) <= allowed, (
+            f"parameter {number}: {np.linalg.norm(a - b):.3g} > {allowed:.3g}"
+        )
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3])
 @pytest.mark.parametrize("order, steps", reference.CASES)
 def test_meta_gradient_equals_golden(float64, order, steps, chunk):
     golden = np.load(reference.GOLDEN_FILE)
-    loss, gradients = paddle_meta_gradient(reference.GOLDEN_WIDTH, reference.make_parameters(reference.GOLDEN_WIDTH),
-                                           reference.make_episodes(), order, steps, chunk=chunk)
+    loss, gradients = paddle_meta_gradient(
+        reference.GOLDEN_WIDTH,
+        reference.make_parameters(reference.GOLDEN_WIDTH),
+        reference.make_episodes(),
+        order,
+        steps,
+        chunk=chunk,
+    )
     assert loss == pytest.approx(float(golden[f"order{order}_steps{steps}_loss"]), rel=1e-12)
     assert_equal_gradients(gradients, [golden[f"order{order}_steps{steps}_{i:02d}"] for i in range(18)])
 
@@ -51,13 +60,21 @@ def test_meta_gradient_equals_pytorch_at_full_width(float64, order, steps):
 
 
 @pytest.mark.parametrize("order", [1, 2])
-@pytest.mark.parametrize("architecture, image_size, features", [("pool", 35, 4 * 8), ("pool", 19, 8), ("stride", 28, 8), ("stride", 19, 8)])
+@pytest.mark.parametrize(
+    "architecture, image_size, features",
+    [("pool", 35, 4 * 8), ("pool", 19, 8), ("stride", 28, 8), ("stride", 19, 8)],
+)
 def test_meta_gradient_of_other_networks_equals_pytorch(float64, architecture, image_size, features, order):
     """Odd sizes, where a row is left over by the pooling, and colour images."""
     pytest.importorskip("torch", reason="PyTorch is not installed")
     random = np.random.RandomState(3)
-    episodes = [random.standard_normal((2, count, 3, image_size, image_size)) if images else np.tile(np.arange(count) % reference.N_WAY, (2, 1))
-                for count in (5, 10) for images in (True, False)]
+    episodes = [
+        random.standard_normal((2, count, 3, image_size, image_size))
+        if images
+        else np.tile(np.arange(count) % reference.N_WAY, (2, 1))
+        for count in (5, 10)
+        for images in (True, False)
+    ]
     params = reference.make_parameters(8, in_channels=3, features=features)
     network = {"architecture": architecture, "image_size": image_size, "in_channels": 3}
     loss, gradients = paddle_meta_gradient(8, params, episodes, order, 2, network)

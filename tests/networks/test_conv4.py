@@ -1,4 +1,5 @@
 """The network against the same layers of Paddle, and what a user may ask of it."""
+
 import numpy as np
 import paddle
 import paddle.nn.functional as F
@@ -9,7 +10,7 @@ from paddle_maml import MAML
 
 def stock_logits(x, params, architecture="pool"):
     for block in range(4):
-        weight, bias, scale, shift = params[4 * block:4 * block + 4]
+        weight, bias, scale, shift = params[4 * block : 4 * block + 4]
         x = F.conv2d(x, weight, bias, padding=1, stride=2 if architecture == "stride" else 1)
         mean = paddle.zeros([weight.shape[0]], x.dtype)
         x = F.relu(F.batch_norm(x, mean, mean + 1, scale, shift, training=True, momentum=1.0))
@@ -22,7 +23,9 @@ def stock_logits(x, params, architecture="pool"):
 def randomize(net, seed=0):
     random = np.random.RandomState(seed)
     for parameter in net.parameters():
-        parameter.set_value((random.standard_normal(parameter.shape) * 0.5).astype(str(parameter.numpy().dtype)))
+        parameter.set_value(
+            (random.standard_normal(parameter.shape) * 0.5).astype(str(parameter.numpy().dtype))
+        )
 
 
 @pytest.mark.parametrize("architecture", ["pool", "stride"])
@@ -82,12 +85,15 @@ def test_a_blank_batch_is_finite():
     assert np.isfinite(net(paddle.ones([4, 1, 28, 28])).numpy()).all()
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"n_way": 0}, "n_way must be at least 1, not 0"),
-    ({"width": -1}, "width must be at least 1, not -1"),
-    ({"image_size": 15}, "image_size 15 is too small"),
-    ({"architecture": "resnet"}, "not 'resnet'"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"n_way": 0}, "n_way must be at least 1, not 0"),
+        ({"width": -1}, "width must be at least 1, not -1"),
+        ({"image_size": 15}, "image_size 15 is too small"),
+        ({"architecture": "resnet"}, "not 'resnet'"),
+    ],
+)
 def test_impossible_networks_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         MAML(**options)

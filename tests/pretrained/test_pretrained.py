@@ -1,18 +1,18 @@
 """Weights that come with the library: cards, digests, and that they are what their cards say."""
+
 import json
 import os
 
 import numpy as np
 import pytest
+from tiny_run import ROOT, options
 
 from paddle_maml import pretrained
-from paddle_maml.engine import assembly
-from paddle_maml.engine import checkpoint
 from paddle_maml.commands import cli
-from paddle_maml.errors import UserError
+from paddle_maml.engine import assembly, checkpoint
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.engine.settings import settings_from_preset
-from tiny_run import ROOT, options
+from paddle_maml.errors import UserError
 
 
 @pytest.fixture
@@ -33,8 +33,17 @@ def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
     assert pretrained.names() == ["tiny"]
     path, (settings, trained_on), card = pretrained.look_up("tiny")
     report = json.loads((run / "report.json").read_text())
-    assert card["test"] == report["test"] and card["name"] == "tiny" and trained_on == card["trained_on"] == ["synthetic"]
-    assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (4, 2, "runs/run", None)
+    assert (
+        card["test"] == report["test"]
+        and card["name"] == "tiny"
+        and trained_on == card["trained_on"] == ["synthetic"]
+    )
+    assert (settings.width, settings.iterations, settings.output, settings.data_dir) == (
+        4,
+        2,
+        "runs/run",
+        None,
+    )
     weights, _ = checkpoint.find_weights(str(run))
     with open(weights, "rb") as one, open(path, "rb") as other:
         assert one.read() == other.read()
@@ -57,37 +66,66 @@ def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
 
 
 def test_classes_that_weights_were_trained_on_are_counted():
-    other, same, drawn = (settings_from_preset(**changes) for changes in ({"split_rule": "vinyals"}, {}, {"dataset": "synthetic"}))
+    other, same, drawn = (
+        settings_from_preset(**changes)
+        for changes in ({"split_rule": "vinyals"}, {}, {"dataset": "synthetic"})
+    )
     trained = checkpoint.origin_of(settings_from_preset(), {})
     folder = os.path.join(ROOT, "data", "splits")
-    sections = {rule: read_sections(os.path.join(folder, f"{rule}.txt")) for rule in ("competition", "vinyals")}
+    sections = {
+        rule: read_sections(os.path.join(folder, f"{rule}.txt")) for rule in ("competition", "vinyals")
+    }
     for part in ("val", "test"):
         shared = set(sections["competition"]["train"]) & set(sections["vinyals"][part])
         assert len(shared) == assembly.classes_trained_on(trained, other, part) > 50
-        assert assembly.classes_trained_on(trained, same, part) == assembly.classes_trained_on(trained, drawn, part) == 0
-        assert assembly.classes_trained_on(None, other, part) is assembly.classes_trained_on(None, drawn, part) is None
+        assert (
+            assembly.classes_trained_on(trained, same, part)
+            == assembly.classes_trained_on(trained, drawn, part)
+            == 0
+        )
+        assert (
+            assembly.classes_trained_on(None, other, part)
+            is assembly.classes_trained_on(None, drawn, part)
+            is None
+        )
 
 
 def test_classes_that_the_weights_before_were_trained_on_count_too():
     vinyals, competition = (settings_from_preset(split_rule=rule) for rule in ("vinyals", "competition"))
     both = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot competition", "omniglot vinyals"]})
     own = checkpoint.origin_of(competition, {})
-    assert assembly.classes_trained_on(both, vinyals, "test") == assembly.classes_trained_on(own, vinyals, "test") > 0
+    assert (
+        assembly.classes_trained_on(both, vinyals, "test")
+        == assembly.classes_trained_on(own, vinyals, "test")
+        > 0
+    )
     for more in (checkpoint.UNKNOWN, "omniglot of another version"):
         origin = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot vinyals", more]})
         assert assembly.classes_trained_on(origin, vinyals, "test") is None
 
 
-@pytest.mark.parametrize("stored, more", [
-    ({}, []), ({"start_sha256": "0" * 64}, [checkpoint.UNKNOWN]), ({"start_sha256": "0" * 64, "trained_on": ["omniglot vinyals"]}, []),
-    ({"trained_on": ["synthetic"]}, ["synthetic"]), ({"trained_on": []}, []), ({"trained_on": [3]}, [checkpoint.UNKNOWN]),
-    ({"trained_on": "omniglot competition"}, [checkpoint.UNKNOWN])])
+@pytest.mark.parametrize(
+    "stored, more",
+    [
+        ({}, []),
+        ({"start_sha256": "0" * 64}, [checkpoint.UNKNOWN]),
+        ({"start_sha256": "0" * 64, "trained_on": ["omniglot vinyals"]}, []),
+        ({"trained_on": ["synthetic"]}, ["synthetic"]),
+        ({"trained_on": []}, []),
+        ({"trained_on": [3]}, [checkpoint.UNKNOWN]),
+        ({"trained_on": "omniglot competition"}, [checkpoint.UNKNOWN]),
+    ],
+)
 def test_a_runs_own_split_is_known_whatever_it_says_of_the_weights_before(stored, more):
-    assert checkpoint.origin_of(settings_from_preset(split_rule="vinyals"), stored).trained_on == sorted(["omniglot vinyals", *more])
+    assert checkpoint.origin_of(settings_from_preset(split_rule="vinyals"), stored).trained_on == sorted(
+        ["omniglot vinyals", *more]
+    )
 
 
 def test_the_weights_that_come_with_the_library_know_what_they_were_trained_on():
-    assert all(pretrained.look_up(name)[1].trained_on == ["omniglot competition"] for name in pretrained.names())
+    assert all(
+        pretrained.look_up(name)[1].trained_on == ["omniglot competition"] for name in pretrained.names()
+    )
 
 
 def test_a_name_that_is_taken_is_refused_and_so_are_strange_ones(shelf):
@@ -127,13 +165,26 @@ def read_sections(path):
 def test_an_evaluation_says_when_the_weights_know_the_classes(omniglot, capsys, tmp_path):
     for rule, said in (("vinyals", True), ("competition", False)):
         path = tmp_path / f"{rule}.json"
-        assert cli.main_eval(["--pretrained", "5way-1shot", "--split-rule", rule, "--episodes", "2", "--json", str(path)]) == 0
-        assert ("were trained on" in capsys.readouterr().out) == said == (json.loads(path.read_text())["classes_trained_on"] > 0)
+        assert (
+            cli.main_eval(
+                ["--pretrained", "5way-1shot", "--split-rule", rule, "--episodes", "2", "--json", str(path)]
+            )
+            == 0
+        )
+        assert (
+            ("were trained on" in capsys.readouterr().out)
+            == said
+            == (json.loads(path.read_text())["classes_trained_on"] > 0)
+        )
 
 
 def test_weights_that_others_started_from_are_those_that_come_with_the_library():
     cards = {name: pretrained.look_up(name)[2] for name in pretrained.names()}
-    started = {name: card["settings"]["start_from"] for name, card in cards.items() if card["settings"]["start_from"] in cards}
+    started = {
+        name: card["settings"]["start_from"]
+        for name, card in cards.items()
+        if card["settings"]["start_from"] in cards
+    }
     assert len(started) >= 3
     for name, start in started.items():
         assert cards[name]["start_sha256"] == cards[start]["sha256"]
@@ -145,7 +196,9 @@ def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
     parts, _ = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
     checkpoint.load_weights(learner, path)
-    result = evaluate(learner, assembly.evaluation_episodes(settings, parts["test"]), 200, settings.steps_at_test)
+    result = evaluate(
+        learner, assembly.evaluation_episodes(settings, parts["test"]), 200, settings.steps_at_test
+    )
     # The first 200 of the card's episodes: they differ from the mean of all by chance alone.
     allowed = 1.5 * np.hypot(result["interval"], card["test"]["interval"])
     assert abs(result["accuracy"] - card["test"]["accuracy"]) <= allowed

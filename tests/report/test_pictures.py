@@ -1,4 +1,5 @@
 """Pictures show what they are given: the right colours at the right places."""
+
 import io
 
 import numpy as np
@@ -19,7 +20,7 @@ def test_a_matrix_is_dark_where_it_is_large():
     matrix[0, 2], matrix[2, 1] = 0.5, 0.25
     image = pictures.draw_matrix(matrix, ["a", "b", "c"], ("row", "column"), cell=10)
     start = image.width - 8 - 30
-    shades = np.asarray(image)[start + 5:start + 30:10, start + 5:start + 30:10, 0]
+    shades = np.asarray(image)[start + 5 : start + 30 : 10, start + 5 : start + 30 : 10, 0]
     assert shades.tolist() == [[255, 255, 30], [255, 255, 255], [255, 143, 255]]
 
 
@@ -31,9 +32,12 @@ def test_a_matrix_of_zeros_is_white():
 def test_a_line_is_shown_from_where_it_comes_above_the_lowest_value():
     assert pictures._raised((0, 0.0), (100, 0.9), 0.45) == pytest.approx((50, 0.45))
     assert pictures._raised((1, 0.7), (2, 0.2), 0.5) == (1, 0.7)
-    places = pixels(pictures.draw_plots([("", {"line": [(0, 0.0), (100, 0.9), (200, 1.0)]}, 0.9)], 1), pictures.COLOURS[0])
+    places = pixels(
+        pictures.draw_plots([("", {"line": [(0, 0.0), (100, 0.9), (200, 1.0)]}, 0.9)], 1), pictures.COLOURS[0]
+    )
     places = places[places[:, 1] > pictures._LEGEND]  # without the legend
-    # Nothing of the way from 0 to 0.9, where only the second half of the axis has values, and nothing below the axis.
+    # Nothing of the way from 0 to 0.9, where only the second half of the axis has values, and nothing below
+    # the axis.
     width = pictures.PANEL_WIDTH - pictures._LEFT - pictures._RIGHT
     assert places[:, 0].min() >= pictures._LEFT + width / 2 - 4
     assert places[:, 1].max() <= pictures._LEGEND + pictures.PANEL_HEIGHT - pictures._BOTTOM + 4
