@@ -30,8 +30,8 @@ def _standardise(x, epsilon):
 
 
 def _inverse_deviation(variance, epsilon):
-    # A tensor, because Paddle 2.6 would round a number that is added to single precision. Its own layers do that
-    # in both versions; in float64 their outputs part from these by about 1e-8 epsilon / variance.
+    # A tensor, because Paddle 2.6 would round a number that is added to single precision. Its own layers do
+    # that in both versions; in float64 their outputs part from these by about 1e-8 epsilon / variance.
     return paddle.rsqrt(variance + paddle.full([1], epsilon, variance.dtype))
 
 
@@ -83,7 +83,7 @@ def layer_norm(
     kept = x.shape[: x.ndim - len(normalized_shape)]
     if x.shape[len(kept) :] != list(normalized_shape):
         raise ValueError(
-            f"A layer norm over {list(normalized_shape)} got an input {x.shape}, "
+            f"A layer norm over {list(normalized_shape)} got an input {list(x.shape)}, "
             "whose last axes are others; give it the shape it was built for."
         )
     return _affine(_standardise(x.reshape(kept + [-1]), epsilon), weight, bias).reshape(x.shape)

@@ -140,14 +140,14 @@ def test_embedding(float64, padding_idx):
 
 
 POOLS = [
-    dict(kernel_size=2),
-    dict(kernel_size=3, stride=2, padding=1),
-    dict(kernel_size=3, stride=2, padding=1, ceil_mode=True),
-    dict(kernel_size=(2, 3), stride=(3, 2), padding=[1, 0], ceil_mode=True),
-    dict(kernel_size=[3, 2], stride=1, padding=[0, 1, 1, 0]),
-    dict(kernel_size=3, stride=2, padding=[[0, 0], [0, 0], [1, 0], [2, 1]]),
-    dict(kernel_size=3, stride=2, padding="SAME"),
-    dict(kernel_size=3, stride=1, padding="valid"),
+    {"kernel_size": 2},
+    {"kernel_size": 3, "stride": 2, "padding": 1},
+    {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True},
+    {"kernel_size": (2, 3), "stride": (3, 2), "padding": [0, 1], "ceil_mode": True},
+    {"kernel_size": [3, 2], "stride": 1, "padding": [0, 1, 1, 0]},
+    {"kernel_size": 3, "stride": 2, "padding": [[0, 0], [0, 0], [1, 0], [2, 1]]},
+    {"kernel_size": 3, "stride": 2, "padding": "SAME"},
+    {"kernel_size": 3, "stride": 1, "padding": "valid"},
 ]
 
 
