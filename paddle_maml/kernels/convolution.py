@@ -1,5 +1,5 @@
 """The arithmetic of a 3x3 convolution of many tasks side by side: gathers of rows and matrix products, a
-block at a time.
+portion at a time.
 
 `Convolution` is what operators.py makes a twice differentiable operator of. It has two kinds:
 `StridedConvolution` here, and in winograd.py the one before a max-pool.
@@ -16,11 +16,11 @@ from .windows import TAPS, Windows
 # Rows that are gathered and multiplied at once. On a CPU a compromise, measured: fewer would stay in the
 # cache from the gather to the last use, more would need fewer calls. On a GPU calls count, and the bound only
 # limits memory (2^19 rows of 64 float32: 0.13 GB).
-CPU_BLOCK_ROWS = 12288
-GPU_BLOCK_ROWS = 1 << 19
+CPU_PORTION_ROWS = 12288
+GPU_PORTION_ROWS = 1 << 19
 
 
-class Block(typing.NamedTuple):
+class Portion(typing.NamedTuple):
     """Images `first` to `last` of tasks `start` to `end`; of one task, or all images of some."""
 
     start: int
@@ -53,15 +53,15 @@ class Convolution:
     """3x3, padding 1, without bias. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps
     in reading order, the channels of a tap together.
 
-    Its *maps* are its output for a block, (tasks, n, D), a row a pixel in an order of its own, in which there
-    may be rows that are no pixel
+    Its *maps* are its output for a portion, (tasks, n, D), a row a pixel in an order of its own, in which
+    there may be rows that are no pixel
     of the output: `sums` leaves them out, and `corners` has those that are pooled.
 
     Args:
         pixels: of one image's output, before a pooling.
         out_size: height and width, after the pooling if there is one.
         gathered: input rows that the output for one image is computed from, repetitions counted: they decide
-            how large a block is.
+            how large a portion is.
     """
 
     def __init__(self, pixels, out_size, gathered):
@@ -69,14 +69,14 @@ class Convolution:
         self._gathered = gathered
 
     def groups(self, tasks, images):
-        """Lists of blocks, each list with all images of the same tasks."""
+        """Lists of portions, each list with all images of the same tasks."""
         each = self._gathered * images
-        limit = CPU_BLOCK_ROWS if paddle.get_device() == "cpu" else GPU_BLOCK_ROWS
+        limit = CPU_PORTION_ROWS if paddle.get_device() == "cpu" else GPU_PORTION_ROWS
         together = max(1, limit // each)
         parts = -(-each // limit)
         step = -(-images // parts)
         return [
-            [Block(t, min(tasks, t + together), i, min(images, i + step)) for i in range(0, images, step)]
+            [Portion(t, min(tasks, t + together), i, min(images, i + step)) for i in range(0, images, step)]
             for t in range(0, tasks, together)
         ]
 
@@ -88,12 +88,12 @@ class Convolution:
         """From the gradient by the weight as `gradient` takes it, to that by the weight, (T, 9 * C, D)."""
         raise NotImplementedError
 
-    def output(self, block, factors, images):
-        """The maps of a block, summed over factors, each (rows, weight as `transform` returns it)."""
+    def output(self, portion, factors, images):
+        """The maps of a portion, summed over factors, each (rows, weight as `transform` returns it)."""
         raise NotImplementedError
 
-    def gradient(self, block, terms, images):
-        """The two gradients for a block, summed over terms.
+    def gradient(self, portion, terms, images):
+        """The two gradients for a portion, summed over terms.
 
         Args:
             terms: each (the gradient of the maps, the weight as `transform` returns it for this, the input
@@ -104,16 +104,16 @@ class Convolution:
         """
         raise NotImplementedError
 
-    def corners(self, maps, block):
+    def corners(self, maps, portion):
         """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that
         may be overwritten; without pooling the maps themselves."""
         return [maps]
 
-    def from_corners(self, corners, block):
+    def from_corners(self, corners, portion):
         """The transpose of `corners`: zeros where no pooling window is."""
         return corners[0]
 
-    def sums(self, maps, block):
+    def sums(self, maps, portion):
         """Sums over the pixels of the output: (tasks, 1, D)."""
         return column_sums(maps)
 
@@ -140,38 +140,42 @@ class StridedConvolution(Convolution):
     def transpose_transform(self, by_weight):
         return by_weight
 
-    def output(self, block, factors, images):
+    def output(self, portion, factors, images):
         total = None
         for rows, weight in factors:
             total = add_in_place(
                 total,
-                paddle.matmul(self._under_the_kernel(block, rows, images), weight[block.start : block.end]),
+                paddle.matmul(
+                    self._under_the_kernel(portion, rows, images), weight[portion.start : portion.end]
+                ),
             )
         return total
 
-    def gradient(self, block, terms, images):
+    def gradient(self, portion, terms, images):
         products, by_weight = None, None
         for grad, weight, rows in terms:
-            windows = self._under_the_kernel(block, rows, images)
+            windows = self._under_the_kernel(portion, rows, images)
             by_weight = add_in_place(by_weight, paddle.matmul(windows, grad, transpose_x=True))
             # The product of a row of zeros is one, too: where a pixel has fewer uses than others.
-            padded = paddle.concat([grad, paddle.zeros([block.tasks, 1, grad.shape[2]], grad.dtype)], axis=1)
+            padded = paddle.concat(
+                [grad, paddle.zeros([portion.tasks, 1, grad.shape[2]], grad.dtype)], axis=1
+            )
             products = add_in_place(
-                products, paddle.matmul(padded, weight[block.start : block.end], transpose_y=True)
+                products, paddle.matmul(padded, weight[portion.start : portion.end], transpose_y=True)
             )
         channels, by_rows = products.shape[2] // TAPS, None
         source = products.reshape([-1, channels])
-        for numbers in self._numbers(block).uses:
+        for numbers in self._numbers(portion).uses:
             by_rows = add_in_place(by_rows, paddle.gather(source, numbers))
-        return by_rows.reshape([block.tasks, -1, channels]), by_weight
+        return by_rows.reshape([portion.tasks, -1, channels]), by_weight
 
-    def _under_the_kernel(self, block, rows, images):
+    def _under_the_kernel(self, portion, rows, images):
         """(tasks, pixels, 9 * C)."""
-        windows = paddle.gather(with_zeros(block.of(rows, images)), self._numbers(block).rows)
-        return windows.reshape([block.tasks, -1, TAPS * rows.shape[2]])
+        windows = paddle.gather(with_zeros(portion.of(rows, images)), self._numbers(portion).rows)
+        return windows.reshape([portion.tasks, -1, TAPS * rows.shape[2]])
 
-    def _numbers(self, block):
-        return _strided_numbers(self._windows, block.tasks, block.images, paddle.get_device())
+    def _numbers(self, portion):
+        return _strided_numbers(self._windows, portion.tasks, portion.images, paddle.get_device())
 
 
 def column_sums(rows):

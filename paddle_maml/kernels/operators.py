@@ -162,7 +162,7 @@ def affine_rows(rows, scale, shift):
     return _AffineRows.apply(rows, scale, shift)
 
 
-# --------------------------------------------------------------------------------------------------------------- pooling
+# ---------------------------------------------------------------------------------------------------- pooling
 
 
 # Of equal values the first in reading order is the largest. On a flat background all four are equal, and a
@@ -206,13 +206,13 @@ class _LargestProduct(PyLayer):
     """Stock: the pooling has no second derivative."""
 
     @staticmethod
-    def forward(ctx, weight, blocks):
+    def forward(ctx, weight, portions):
         largest, choices = [], []
-        for block, pieces in blocks:
-            value, choice = _pool([paddle.matmul(piece, weight[block]) for piece in pieces])
+        for portion, pieces in portions:
+            value, choice = _pool([paddle.matmul(piece, weight[portion]) for piece in pieces])
             choices.append((choice, value > 0))
             largest.append(F.relu(value).flatten(0, 1))
-        ctx.context = weight.shape, blocks, choices
+        ctx.context = weight.shape, portions, choices
         return paddle.concat(largest).reshape([weight.shape[0], -1, weight.shape[2]])
 
     @staticmethod
@@ -224,30 +224,30 @@ class _LargestProduct(PyLayer):
 
 class _LargestProductGradient(PyLayer):
     @staticmethod
-    def forward(ctx, grad, shape, blocks, choices):
-        ctx.context = blocks, choices
+    def forward(ctx, grad, shape, portions, choices):
+        ctx.context = portions, choices
         flat, start, by_weight = grad.flatten(0, 1), 0, {}
-        for (block, pieces), (choice, positive) in zip(blocks, choices):
+        for (portion, pieces), (choice, positive) in zip(portions, choices):
             end = start + pieces[0].shape[0] * pieces[0].shape[1]
             part = flat[start:end].reshape([pieces[0].shape[0], -1, shape[2]])
             routed = _route(positive.astype(grad.dtype).multiply_(part), choice)
             for piece, values in zip(pieces, routed):
                 product = paddle.matmul(piece, values, transpose_x=True)
-                by_weight[block.start] = add_in_place(by_weight.get(block.start), product)
+                by_weight[portion.start] = add_in_place(by_weight.get(portion.start), product)
             start = end
         return paddle.concat(list(by_weight.values()))
 
     @staticmethod
     def backward(ctx, weight_grad):
-        blocks, choices = ctx.context
+        portions, choices = ctx.context
         by_grad = []
-        for (block, pieces), (choice, positive) in zip(blocks, choices):
-            chosen = _select([paddle.matmul(piece, weight_grad[block]) for piece in pieces], choice)
+        for (portion, pieces), (choice, positive) in zip(portions, choices):
+            chosen = _select([paddle.matmul(piece, weight_grad[portion]) for piece in pieces], choice)
             by_grad.append(positive.astype(chosen.dtype).multiply_(chosen).flatten(0, 1))
         return paddle.concat(by_grad).reshape([weight_grad.shape[0], -1, weight_grad.shape[2]])
 
 
-def row_blocks(pieces):
+def row_portions(pieces):
     """Pieces for `largest_product`, cut to what fits the cache together when it has 64 columns.
 
     Args:
@@ -260,36 +260,37 @@ def row_blocks(pieces):
     limit = CPU_PRODUCT_ROWS if paddle.get_device() == "cpu" else GPU_PRODUCT_ROWS
     together = max(1, limit // count)
     step = -(-count // -(-count // limit))
-    blocks = []
+    portions = []
     for start in range(0, tasks, together):
-        block = slice(start, min(tasks, start + together))
+        portion = slice(start, min(tasks, start + together))
         for row in range(0, count, step):
             # Reshaped, so that they have no gaps: Paddle would copy a slice that has anew in every product.
-            blocks.append(
+            portions.append(
                 (
-                    block,
+                    portion,
                     [
-                        piece[block, row : row + step].flatten().reshape([block.stop - start, -1, width])
+                        piece[portion, row : row + step].flatten().reshape([portion.stop - start, -1, width])
                         for piece in pieces
                     ],
                 )
             )
-    return blocks
+    return portions
 
 
-def largest_product(blocks, weight):
+def largest_product(portions, weight):
     """relu(max over the pieces of piece @ weight): convolution, pooling and ReLU of the first layer in one.
 
     The products are the largest maps of the network, and they are never written to memory.
 
     Args:
-        blocks: one or four constant pieces (T, n, K), the corners 00, 01, 10, 11, as `row_blocks` cuts them.
+        portions: one or four constant pieces (T, n, K), the corners 00, 01, 10, 11, as `row_portions` cuts
+            them.
         weight: (T, K, D).
 
     Returns:
         (T, n, D).
     """
-    return _LargestProduct.apply(weight, blocks)
+    return _LargestProduct.apply(weight, portions)
 
 
 # -----------------------------------------------------------------------------------------------------------
@@ -300,9 +301,9 @@ class _Maps(typing.NamedTuple):
     """The convolution's output for the tasks of one group, as deviations from `shift`, which is near the
     mean."""
 
-    group: list  # of blocks
-    deviations: list  # one for each block
-    choices: list  # what `_pool` chose, for each block
+    group: list  # of portions
+    deviations: list  # one for each portion
+    choices: list  # what `_pool` chose, for each portion
     offset: paddle.Tensor  # mean - shift
 
 
@@ -310,7 +311,7 @@ class _Convolve(PyLayer):
     """Stock: F.conv2d has a second derivative, but tasks side by side are groups of it, which a CPU lacks for
     groups of one channel, and which are slower; F.batch_norm's takes seconds; F.max_pool2d has none.
 
-    One operator, so that a block of the output is normalised, pooled and differentiated while it is in the
+    One operator, so that a portion of the output is normalised, pooled and differentiated while it is in the
     cache.
     """
 
@@ -320,16 +321,16 @@ class _Convolve(PyLayer):
         pooled, means, variances, kept = [], [], [], []
         for group in convolution.groups(rows.shape[0], images):
             deviations, choices, shift, total, squares = [], [], None, None, None
-            for block in group:
-                values = convolution.output(block, [(rows, transformed)], images)
+            for portion in group:
+                values = convolution.output(portion, [(rows, transformed)], images)
                 if shift is None:
-                    shift = convolution.sums(values, block) / (block.images * convolution.pixels)
-                # Deviations from the first block's mean, because mean(y^2) - mean(y)^2 would cancel where a
+                    shift = convolution.sums(values, portion) / (portion.images * convolution.pixels)
+                # Deviations from the first portion's mean, because mean(y^2) - mean(y)^2 would cancel where a
                 # map is nearly constant.
                 values = values.subtract_(_repeat(shift, values))
-                total = add_in_place(total, convolution.sums(values, block))
-                squares = add_in_place(squares, convolution.sums(paddle.square(values), block))
-                largest, choice = _pool(convolution.corners(values, block))
+                total = add_in_place(total, convolution.sums(values, portion))
+                squares = add_in_place(squares, convolution.sums(paddle.square(values), portion))
+                largest, choice = _pool(convolution.corners(values, portion))
                 if differentiable:
                     deviations.append(values)
                     choices.append(choice)
@@ -353,10 +354,9 @@ class _Convolve(PyLayer):
 
 
 class _ConvolveGradient(PyLayer):
-    """From the gradients g of the pooled map, m of the mean and v of the variance: with M pixels, d_y =
-    route(g) + m / M + 2 v (y - mean) / M, and from it the gradients by rows and weight, or by that of the two
-    which is not a constant: Paddle 2.6 dies in the second derivative of an operator of which one output is
-        not used."""
+    """From the gradients of the pooled map, the mean and the variance, those by rows and weight: equations
+    (1) and (2) in README.md. Of a constant there is none: Paddle 2.6 dies in the second derivative of an
+    operator of which one output is not used."""
 
     @staticmethod
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
@@ -366,10 +366,10 @@ class _ConvolveGradient(PyLayer):
         by_rows, by_weight = [], []
         for part in maps:
             total = None
-            for block, grad in _map_gradients(
+            for portion, grad in _map_gradients(
                 part, pooled_grad, mean_grad, variance_grad, convolution, images
             ):
-                by_input, by_taps = convolution.gradient(block, [(grad, flipped, rows)], images)
+                by_input, by_taps = convolution.gradient(portion, [(grad, flipped, rows)], images)
                 by_rows.append(by_input.flatten(0, 1))
                 total = add_in_place(total, by_taps)
             by_weight.append(total)
@@ -389,7 +389,8 @@ class _ConvolveGradient(PyLayer):
             for x, constant in zip((rows, weight), ctx.constant)
         )
         convolution, images, maps = ctx.context
-        # The derivative of y along (rows_grad, weight_grad).
+        # The numbers are those of the equations in README.md. (3): the change of y along (a, b), which are
+        # rows_grad and weight_grad.
         factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
         flipped, flipped_grad = (
             convolution.transform(weight, for_gradient=True),
@@ -399,24 +400,24 @@ class _ConvolveGradient(PyLayer):
         by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
         for part in maps:
             tangents, total, product, taps_total = [], None, None, None
-            for block, values, choice in zip(part.group, part.deviations, part.choices):
-                tangent = convolution.output(block, factors, images)
-                total = add_in_place(total, convolution.sums(tangent, block))
-                product = add_in_place(product, convolution.sums(tangent * values, block))
+            for portion, values, choice in zip(part.group, part.deviations, part.choices):
+                tangent = convolution.output(portion, factors, images)
+                total = add_in_place(total, convolution.sums(tangent, portion))
+                product = add_in_place(product, convolution.sums(tangent * values, portion))
                 by_pooled.append(
-                    _select(convolution.corners(tangent, block), choice).flatten(0, 1)
+                    _select(convolution.corners(tangent, portion), choice).flatten(0, 1)
                 )  # overwrites the copies
                 tangents.append(tangent)
             mean = total / count
-            by_mean.append(mean)
+            by_mean.append(mean)  # (4), and by_pooled above
             by_variance.append((product / count - part.offset * mean) * 2.0)
-            scale = variance_grad[block.start : block.end] * (2.0 / count)
+            scale = variance_grad[portion.start : portion.end] * (2.0 / count)
             grads = _map_gradients(part, pooled_grad, mean_grad, variance_grad, convolution, images)
-            for (block, grad), tangent in zip(grads, tangents):
-                # d_y depends on y through the variance alone: route has no derivative but where corners tie.
+            for (portion, grad), tangent in zip(grads, tangents):
+                # (5), then (6)
                 change = tangent.subtract_(_repeat(mean, tangent)).multiply_(_repeat(scale, tangent))
                 by_input, by_taps = convolution.gradient(
-                    block, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images
+                    portion, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images
                 )
                 by_rows.append(by_input.flatten(0, 1))
                 taps_total = add_in_place(taps_total, by_taps)
@@ -432,14 +433,14 @@ class _ConvolveGradient(PyLayer):
 
 
 def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, images):
-    """Yield each block with d_y."""
+    """Yield each portion with d_y."""
     tasks, count = slice(maps.group[0].start, maps.group[0].end), images * convolution.pixels
     scale = variance_grad[tasks] * (2.0 / count)
     shift = mean_grad[tasks] / count - maps.offset * scale
-    for block, values, choice in zip(maps.group, maps.deviations, maps.choices):
-        routed = _route(block.of(pooled_grad, images), choice)
+    for portion, values, choice in zip(maps.group, maps.deviations, maps.choices):
+        routed = _route(portion.of(pooled_grad, images), choice)
         grad = (values * _repeat(scale, values)).add_(_repeat(shift, values))
-        yield block, grad.add_(convolution.from_corners(routed, block))
+        yield portion, grad.add_(convolution.from_corners(routed, portion))
 
 
 def convolve(rows, weight, convolution, images):

@@ -65,49 +65,49 @@ class PooledConvolution(Convolution):
         tasks, _, channels, depth = by_weight.shape
         return _times("G flipped", by_weight, transpose=True).reshape([tasks, TAPS * channels, depth])
 
-    def output(self, block, factors, images):
-        numbers, total = self._numbers(block, factors[0][0].dtype), None
+    def output(self, portion, factors, images):
+        numbers, total = self._numbers(portion, factors[0][0].dtype), None
         for rows, transformed in factors:
-            windows = _windows(block.of(rows, images), numbers.rows)
-            total = add_in_place(total, paddle.matmul(windows, transformed[block.start : block.end]))
+            windows = _windows(portion.of(rows, images), numbers.rows)
+            total = add_in_place(total, paddle.matmul(windows, transformed[portion.start : portion.end]))
         return _pixels(total)
 
-    def gradient(self, block, terms, images):
-        numbers, products, by_weight = self._numbers(block, terms[0][0].dtype), None, None
+    def gradient(self, portion, terms, images):
+        numbers, products, by_weight = self._numbers(portion, terms[0][0].dtype), None, None
         for grad, transformed, rows in terms:
             windows = _windows(grad, numbers.rows_in_tile_order)
             products = add_in_place(
-                products, paddle.matmul(windows, transformed[block.start : block.end], transpose_y=True)
+                products, paddle.matmul(windows, transformed[portion.start : portion.end], transpose_y=True)
             )
-            own = _gather(block.of(rows, images), numbers.own_rows, CORNERS)
-            spread = _times("A", own, transpose=True).reshape([block.tasks, POSITIONS] + own.shape[2:])
+            own = _gather(portion.of(rows, images), numbers.own_rows, CORNERS)
+            spread = _times("A", own, transpose=True).reshape([portion.tasks, POSITIONS] + own.shape[2:])
             by_weight = add_in_place(by_weight, paddle.matmul(spread, windows, transpose_x=True))
         by_rows = _pixels(products)
         channels = by_rows.shape[2]
         return paddle.gather(by_rows.reshape([-1, channels]), numbers.reading_order).reshape(
-            [block.tasks, -1, channels]
+            [portion.tasks, -1, channels]
         ), by_weight
 
-    def corners(self, maps, block):
-        tiles, pooled = self._tiles.tiles(block.images), self._tiles.pooled_tiles(block.images)
+    def corners(self, maps, portion):
+        tiles, pooled = self._tiles.tiles(portion.images), self._tiles.pooled_tiles(portion.images)
         # Not slices: those are views with gaps, which every later operator would copy anew, slowly.
         return paddle.split(maps, [pooled, tiles - pooled] * 4 if tiles > pooled else 4, axis=1)[
             :: 2 if tiles > pooled else 1
         ]
 
-    def from_corners(self, corners, block):
+    def from_corners(self, corners, portion):
         tasks, pooled, depth = corners[0].shape
-        edge = self._tiles.tiles(block.images) - pooled
+        edge = self._tiles.tiles(portion.images) - pooled
         if edge:
             zeros = paddle.zeros([tasks, edge, depth], corners[0].dtype)
             corners = [part for corner in corners for part in (corner, zeros)]
         return paddle.concat(corners, axis=1)
 
-    def sums(self, maps, block):
-        return paddle.matmul(self._numbers(block, maps.dtype).inside, maps)
+    def sums(self, maps, portion):
+        return paddle.matmul(self._numbers(portion, maps.dtype).inside, maps)
 
-    def _numbers(self, block, dtype):
-        return _tile_numbers(self._tiles, block.tasks, block.images, dtype, paddle.get_device())
+    def _numbers(self, portion, dtype):
+        return _tile_numbers(self._tiles, portion.tasks, portion.images, dtype, paddle.get_device())
 
 
 def _windows(rows, numbers):

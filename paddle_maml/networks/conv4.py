@@ -167,8 +167,8 @@ class MAML(nn.Layer):
             x: images (T, N, C, H, W).
 
         Returns:
-            (images N, blocks for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 *
-            C)). The blocks have 9 * C + 1 columns, the last of ones, for a shift in the weight's last row.
+            (images N, portions for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 *
+            C)). The portions have 9 * C + 1 columns, the last of ones, for a shift in the weight's last row.
         """
         self._check_images(x)
         x = x.detach()
@@ -179,8 +179,8 @@ class MAML(nn.Layer):
         mean = sum(operators.sum_rows(piece) for piece in pieces) / count
         centred = [piece - paddle.expand(mean, piece.shape) for piece in pieces]
         covariance = sum(operators.matmul(piece, piece, transpose_a=True) for piece in centred) / count
-        blocks = operators.row_blocks(pieces[:4] if self.architecture == "pool" else pieces)
-        return images, blocks, mean[:, :, :-1], covariance[:, :-1, :-1]
+        portions = operators.row_portions(pieces[:4] if self.architecture == "pool" else pieces)
+        return images, portions, mean[:, :, :-1], covariance[:, :-1, :-1]
 
     def outputs(self, prepared, theta, statistics_of=None):
         """Logits (T, N, n_way); with `statistics_of` batch norm uses the statistics of those prepared
@@ -192,9 +192,9 @@ class MAML(nn.Layer):
 
     def _run(self, prepared, theta, given=None):
         """Logits, and what batch norm subtracted and divided by, block by block, unless it was given."""
-        images, blocks, *windows_moments = prepared
+        images, portions, *windows_moments = prepared
         used = [given[0] if given else windows_moments]
-        rows = self._first_block(blocks, *used[0], *theta[:3])
+        rows = self._first_block(portions, *used[0], *theta[:3])
         for number in range(1, BLOCKS):
             rows, moments = self._block(
                 rows, number, images, given and given[number], *theta[3 * number : 3 * number + 3]
@@ -202,7 +202,7 @@ class MAML(nn.Layer):
             used.append(moments)
         return operators.matmul(self._features(rows, images), theta[-2]) + theta[-1], used
 
-    def _first_block(self, blocks, mean, covariance, weight, scale, shift):
+    def _first_block(self, portions, mean, covariance, weight, scale, shift):
         # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is
         # known before the product and goes into its weight: no pass over the largest map of the network.
         variance = operators.sum_rows(weight * operators.matmul(covariance, weight))
@@ -210,7 +210,7 @@ class MAML(nn.Layer):
         weight = operators.scale_rows(weight, scale)
         shift = shift - operators.matmul(mean, weight)
         weight = paddle.concat([weight, shift], axis=1)
-        return operators.largest_product(blocks, weight)
+        return operators.largest_product(portions, weight)
 
     def _block(self, rows, number, images, moments, weight, scale, shift):
         # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they
@@ -237,8 +237,8 @@ class MAML(nn.Layer):
         expected = [self.in_channels, self.image_size, self.image_size]
         if x.ndim != 5 or x.shape[2:] != expected:
             raise ValueError(
-                f"images must be (N, {', '.join(map(str, expected))}) with or without a leading axis of tasks, "
-                f"not {tuple(x.shape)}"
+                f"images must be (N, {', '.join(map(str, expected))}) with or without a leading axis of "
+                f"tasks, not {tuple(x.shape)}"
             )
 
     def _check_params(self, params, tasks):

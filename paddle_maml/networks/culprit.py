@@ -69,8 +69,9 @@ def exact_product(gradients, theta, vectors) -> list[paddle.Tensor]:
 
 
 def culprit(network: Functional, x: paddle.Tensor) -> str | None:
-    """The layer at fault, by the name that the network has for it and by its class: the innermost one whose own
-    second derivatives are missing or wrong, given what it got for the inputs x (N, ...). None if there is none."""
+    """The layer at fault, by the name that the network has for it and by its class: the innermost one whose
+    own second derivatives are missing or wrong, given what it got for the inputs x (N, ...). None if there is
+    none."""
     inputs = _inputs_of_layers(network, x)
     named = [(name, part) for name, part in network.layer.named_sublayers() if type(part) not in TESTED]
     for name, part in sorted(named, key=lambda pair: -pair[0].count(".")):
@@ -118,7 +119,8 @@ def _at_fault(layer, inputs):
                     outputs = layer(*given)
             else:
                 outputs = layer(*given)
-            # Not linear in the outputs: their first derivatives matter too, and the same weights at each call.
+            # Not linear in the outputs: their first derivatives matter too, and the same weights at each
+            # call.
             outputs = [o for o in _flat(outputs) if paddle.is_floating_point(o)]
             value = sum(
                 (o * paddle.linspace(0.5, 1.5, o.size, o.dtype).reshape(o.shape) * o).sum() for o in outputs

@@ -35,7 +35,8 @@ class Functional:
         named = [(name, p) for name, p in layer.named_parameters() if not p.stop_gradient]
         if not named:
             raise ValueError(
-                f"{type(layer).__name__} has no parameters that could be adapted: there is none, or all are frozen"
+                f"{type(layer).__name__} has no parameters that could be adapted: there are none, or "
+                "all are frozen"
             )
         self.theta_names = [name for name, _ in named]
         self._own = [parameter for _, parameter in named]

@@ -85,16 +85,16 @@ def test_affine_rows(float64):
     check_twice(operators.affine_rows, random_arrays([2, 5, 3], [2, 1, 3], [2, 1, 3]))
 
 
-@pytest.mark.parametrize("block_rows", [2, 5, 1000])
+@pytest.mark.parametrize("portion_rows", [2, 5, 1000])
 @pytest.mark.parametrize("count", [1, 4])
-def test_largest_product(float64, monkeypatch, block_rows, count):
-    monkeypatch.setattr(operators, "CPU_PRODUCT_ROWS", block_rows)
+def test_largest_product(float64, monkeypatch, portion_rows, count):
+    monkeypatch.setattr(operators, "CPU_PRODUCT_ROWS", portion_rows)
     pieces = [paddle.to_tensor(piece) for piece in random_arrays(*[[2, 7, 3]] * count, seed=4)]
-    blocks = operators.row_blocks(pieces)
+    portions = operators.row_portions(pieces)
     weights = random_arrays([2, 3, 5])
-    check_twice(lambda weight: operators.largest_product(blocks, weight), weights)
+    check_twice(lambda weight: operators.largest_product(portions, weight), weights)
     products = np.stack([piece.numpy() @ weights[0] for piece in pieces])
-    result = operators.largest_product(blocks, paddle.to_tensor(weights[0])).numpy()
+    result = operators.largest_product(portions, paddle.to_tensor(weights[0])).numpy()
     np.testing.assert_allclose(result, np.maximum(products.max(axis=0), 0), atol=1e-14)
 
 
@@ -108,7 +108,7 @@ def test_largest_product_sends_a_tie_to_the_first_corner_only(float64):
         ]
         [weight] = leaves([np.ones([1, 2, 1])])
         output = operators.largest_product(
-            operators.row_blocks([paddle.to_tensor(window) for window in windows]), weight
+            operators.row_portions([paddle.to_tensor(window) for window in windows]), weight
         )
         [gradient] = paddle.grad(output.sum(), [weight])
         first = next(corner for corner in range(4) if equal >> corner & 1)
@@ -167,18 +167,18 @@ LAYERS = [
 
 
 @pytest.mark.parametrize("kind, height, width", LAYERS)
-@pytest.mark.parametrize("block_rows", [1, 200, 100000])
-def test_convolve(float64, monkeypatch, kind, height, width, block_rows):
-    monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("portion_rows", [1, 200, 100000])
+def test_convolve(float64, monkeypatch, kind, height, width, portion_rows):
+    monkeypatch.setattr(convolution, "CPU_PORTION_ROWS", portion_rows)
     layer = kind(height, width)
     arrays = random_arrays([2, 3 * height * width, 2], [2, 18, 4])
     check_twice(lambda rows, weight: operators.convolve(rows, weight, layer, 3), arrays)
 
 
 @pytest.mark.parametrize("kind, height, width", LAYERS)
-@pytest.mark.parametrize("block_rows", [1, 150, 400, 100000])
-def test_convolve_equals_stock_operators(float64, monkeypatch, kind, height, width, block_rows):
-    monkeypatch.setattr(convolution, "CPU_BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("portion_rows", [1, 150, 400, 100000])
+def test_convolve_equals_stock_operators(float64, monkeypatch, kind, height, width, portion_rows):
+    monkeypatch.setattr(convolution, "CPU_PORTION_ROWS", portion_rows)
     x, kernel = random_arrays([3, 5, 2, height, width], [3, 4, 2, 3, 3])
     rows = paddle.to_tensor(x.transpose(0, 1, 3, 4, 2).reshape(3, -1, 2))
     weight = paddle.to_tensor(kernel.transpose(0, 3, 4, 2, 1).reshape(3, 18, 4))

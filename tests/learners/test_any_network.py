@@ -1,5 +1,5 @@
-"""MAML over layers that are nobody's in particular: everything the learner offers works, and is never silently
-wrong."""
+"""MAML over layers that are nobody's in particular: everything the learner offers works, and is never
+silently wrong."""
 
 import numpy as np
 import paddle

@@ -237,7 +237,7 @@ def test_chunks_do_not_change_the_result(float64, monkeypatch):
         results.append(
             [loss.numpy(), accuracy.numpy(), *scores, *(p.grad.numpy() for p in learner.parameters())]
         )
-    assert len({accuracy for accuracy in results[0][2][:, -1]}) > 1  # tasks in another order would show
+    assert len(set(results[0][2][:, -1])) > 1  # tasks in another order would show
     for result in results[1:]:
         for ours, first in zip(result, results[0]):
             np.testing.assert_allclose(ours, first, rtol=1e-9, atol=1e-14)
@@ -300,10 +300,10 @@ def test_images_that_the_network_cannot_take_are_refused():
         (x_spt + np.inf, "finite numbers"),
     ):
         for call in (
-            lambda: learner.meta_loss(wrong, y_spt, x_qry, y_qry),
-            lambda: learner.meta_loss(x_qry, y_qry, wrong, y_spt),
-            lambda: learner.adapt(wrong[0], y_spt[0]),
-            lambda: learner.predict(x_qry, y_qry, wrong),
+            lambda wrong=wrong: learner.meta_loss(wrong, y_spt, x_qry, y_qry),
+            lambda wrong=wrong: learner.meta_loss(x_qry, y_qry, wrong, y_spt),
+            lambda wrong=wrong: learner.adapt(wrong[0], y_spt[0]),
+            lambda wrong=wrong: learner.predict(x_qry, y_qry, wrong),
         ):
             with pytest.raises(ValueError, match=message):
                 call()
