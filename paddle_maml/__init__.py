@@ -16,7 +16,7 @@ _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
     "EpisodeBuilder": "data.episodes",
-    "ImageSet": "data.episodes",
+    "ImageSet": "data.images",
     "UserError": "errors",
 }
 __all__ = list(_HOMES)

@@ -3,7 +3,7 @@ networks for one-shot image recognition". Theirs are composed of a rotation, she
 the entries of the affine map are drawn themselves.
 
 The rule, complete enough to make the same copies in any language (all integers are exact; `below` is that of
-episodes.py):
+draws.py):
 
 1. The words of class c, its place among all sorted classes, are those of Philox with the key (2015, c).
 2. For copy k = 1, 2, ... and in it for each drawer in order, six draws: a, b, c, d = below(2 * 51 + 1) - 51,
@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .episodes import Draws, philox_words
+from .draws import Draws, philox_words
 
 SEED = 2015
 MOST_SLOPE, MOST_SHIFT = 51, 6  # in 1/256, and in pixels

@@ -26,7 +26,7 @@ from ..errors import UserError
 from ..files import write_whole
 from .distortion import with_distorted_copies
 from .download import MAX_BYTES, fetch
-from .episodes import ImageSet
+from .images import ImageSet
 from .preprocessing import check_rule, resize
 
 # Lake's alphabets and their numbers of characters; the two parts are his two zips.

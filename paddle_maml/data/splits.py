@@ -14,7 +14,7 @@ from pathlib import Path
 from ..engine.settings import CommandLine
 from ..errors import UserError
 from ..files import write_whole
-from .episodes import alphabet_of
+from .images import alphabet_of
 from .omniglot import BACKGROUND, EVALUATION, class_names
 
 PARTS = ("train", "val", "test")

@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from .distortion import with_distorted_copies
-from .episodes import Draws, ImageSet, check_seed, philox_words
+from .draws import Draws, check_seed, philox_words
+from .images import ImageSet
 from .preprocessing import check_rule, resize
 
 DRAWERS = 20
