@@ -81,24 +81,28 @@ class EpisodeBuilder(paddle.io.Dataset):
         enough = [numbers for numbers in by_alphabet.values() if len(numbers) >= self.n_way]
         if not enough:
             raise UserError(
-                f"n_way is {self.n_way}, but no alphabet has more than {max(map(len, by_alphabet.values()))} of these classes: lower it."
+                f"n_way is {self.n_way}, but no alphabet has more than "
+                f"{max(map(len, by_alphabet.values()))} of these classes: lower it."
             )
         return enough
 
     def _check_images(self):
         if self.n_way > len(self.images):
             raise UserError(
-                f"n_way is {self.n_way}, but there are only {len(self.images)} classes to draw from: lower it."
+                f"n_way is {self.n_way}, but there are only {len(self.images)} classes to draw from: "
+                "lower it."
             )
         needed, shape = self.k_shot + self.k_query, self.images[0].shape[1:]
         for name, images in zip(self.classes, self.images):
             if images.ndim != 4 or images.shape[1:] != shape:
                 raise UserError(
-                    f"{name} has images of shape {images.shape}, not (images, C, H, W) with (C, H, W) = {shape} as the first class."
+                    f"{name} has images of shape {images.shape}, not (images, C, H, W) with (C, H, W) = "
+                    f"{shape} as the first class."
                 )
             if len(images) < needed:
                 raise UserError(
-                    f"{name} has {len(images)} images, fewer than k_shot + k_query = {needed}: lower one of them."
+                    f"{name} has {len(images)} images, fewer than k_shot + k_query = {needed}: lower one of "
+                    "them."
                 )
         if self.rotations and shape[1] != shape[2]:
             raise UserError(f"Rotations need square images, not {shape[1]}x{shape[2]}.")

@@ -30,7 +30,8 @@ class ImageSet:
         missing = [name for name in classes if name not in place]
         if missing:
             raise UserError(
-                f"{self.name} lacks {len(missing)} of the {len(classes)} classes asked for, the first is {missing[0]}."
+                f"{self.name} lacks {len(missing)} of the {len(classes)} classes asked for, the first is "
+                f"{missing[0]}."
             )
         chosen = [place[name] for name in classes]
         images = (

@@ -168,8 +168,10 @@ def test_floating_point_images_are_network_input_already():
 
 
 @pytest.mark.parametrize("wrong, message", [
-    ({"n_way": 0}, "n_way is 0"), ({"k_shot": -1}, "k_shot is -1"), ({"k_query": 0}, "k_query is 0"), ({"length": 0}, "length is 0"),
-    ({"n_way": 41}, "n_way is 41.*only 40"), ({"k_shot": 18}, "class 0 has 20 images.*= 21"), ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed"),
+    ({"n_way": 0}, "n_way is 0"), ({"k_shot": -1}, "k_shot is -1"), ({"k_query": 0}, "k_query is 0"),
+    ({"length": 0}, "length is 0"), ({"n_way": 41}, "n_way is 41.*only 40"),
+    ({"k_shot": 18}, "class 0 has 20 images.*= 21"),
+    ({"seed": -1}, "seed is -1"), ({"seed": 2**64}, "seed"),
 ])  # fmt: skip
 def test_bad_numbers(wrong, message):
     with pytest.raises(UserError, match=message):
