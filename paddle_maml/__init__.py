@@ -16,7 +16,10 @@ _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
     "EpisodeBuilder": "data.episodes",
+    "meta_batch": "data.episodes",
     "ImageSet": "data.images",
+    "SinusoidBuilder": "data.sinusoid",
+    "draw_synthetic": "data.synthetic",
     "UserError": "errors",
 }
 __all__ = list(_HOMES)

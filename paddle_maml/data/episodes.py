@@ -15,20 +15,15 @@ draws.py:
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
-import paddle
 
 from ..errors import UserError
-from .draws import Draws, check_seed, philox_words
+from .draws import MAX_EPISODES, SeededTasks
 from .images import ImageSet, alphabet_of
 from .preprocessing import rotate, to_network_input
 
-MAX_EPISODES = 2**31 - 1
 
-
-class EpisodeBuilder(paddle.io.Dataset):
+class EpisodeBuilder(SeededTasks):
     """Episode i of a seed: the same on every machine, in every process and order of access (the rule stands
     above).
 
@@ -59,17 +54,12 @@ class EpisodeBuilder(paddle.io.Dataset):
         length=MAX_EPISODES,
         within_alphabet=False,
     ):
-        super().__init__()
-        for name, value in (("n_way", n_way), ("k_shot", k_shot), ("k_query", k_query), ("length", length)):
-            if operator.index(value) < 1:
-                raise UserError(f"{name} is {value}, but must be at least 1.")
-        check_seed(seed)
+        super().__init__(seed, length, n_way=n_way, k_shot=k_shot, k_query=k_query)
         if isinstance(images, ImageSet):
             self.classes, self.images = images.classes, images.images
         else:
             self.classes, self.images = tuple(f"class {i}" for i in range(len(images))), images
-        self.n_way, self.k_shot, self.k_query = int(n_way), int(k_shot), int(k_query)
-        self.seed, self.rotations, self._length = int(seed), bool(rotations), int(length)
+        self.rotations = bool(rotations)
         self._check_images()
         self._alphabets = self._group_by_alphabet() if within_alphabet else None
 
@@ -107,9 +97,6 @@ class EpisodeBuilder(paddle.io.Dataset):
         if self.rotations and shape[1] != shape[2]:
             raise UserError(f"Rotations need square images, not {shape[1]}x{shape[2]}.")
 
-    def __len__(self):
-        return self._length
-
     def __getitem__(self, index):
         """Builds an episode.
 
@@ -135,10 +122,7 @@ class EpisodeBuilder(paddle.io.Dataset):
     def draw(self, index):
         """Which images an episode is made of: for each label its class number, the quarter turns, and the
         numbers of its images, the support images first. Arguments and errors as for an item."""
-        index = operator.index(index)
-        if not 0 <= index < self._length:
-            raise IndexError(f"episode {index} of {self._length}")
-        draws = Draws(philox_words(self.seed, index))
+        draws = self.draws(index)
         if self._alphabets:
             alphabet = self._alphabets[draws.below(len(self._alphabets))]
             classes = [alphabet[place] for place in draws.choose(len(alphabet), self.n_way)]
@@ -160,10 +144,11 @@ def meta_batch(builder, indices):
     """Builds the episodes of a meta-batch.
 
     Args:
-        builder: an `EpisodeBuilder`.
+        builder: an `EpisodeBuilder`, or another data set whose items are tuples of arrays.
         indices: T episode indices.
 
     Returns:
-        x_spt float32 (T, N, C, H, W), y_spt int64 (T, N), x_qry, y_qry.
+        The arrays of an item with a leading T: x_spt float32 (T, N, C, H, W), y_spt int64 (T, N), x_qry,
+        y_qry.
     """
     return tuple(np.stack(arrays) for arrays in zip(*(builder[index] for index in indices)))
