@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
+    "MLP": "networks.mlp",
     "EpisodeBuilder": "data.episodes",
     "meta_batch": "data.episodes",
     "ImageSet": "data.images",
