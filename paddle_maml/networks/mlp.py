@@ -122,8 +122,8 @@ class MLP(nn.Layer):
         """Inputs (T, N, ...) as rows (T, N, in_features). Raises ValueError for another number."""
         if x.ndim < 3 or math.prod(x.shape[2:]) != self.in_features:
             raise ValueError(
-                f"inputs must be (N, ...) with {self.in_features} numbers each, with or without a leading axis "
-                f"of tasks, not {tuple(x.shape)}"
+                f"inputs must be (N, ...) with {self.in_features} numbers each, with or without a leading "
+                f"axis of tasks, not {tuple(x.shape)}"
             )
         return x.flatten(2)
 
