@@ -323,8 +323,8 @@ def _decode(sources, preprocessing, image_size, distortions):
     if drawings_digest.hexdigest() != DRAWINGS_DIGEST:
         where = " and ".join(map(str, sources))
         raise UserError(
-            f"{where} hold images of the right names and sizes, but not all are Omniglot's: "
-            f"get the zips again from {HOME}."
+            f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips "
+            f"again from {HOME}."
         )
     return images
 
@@ -340,16 +340,17 @@ def _places(sources, stack):
             image = (name, int(drawer))
             if image not in expected or image in places:
                 raise UserError(
-                    f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: "
-                    "use Omniglot as published."
+                    f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: use "
+                    "Omniglot as published."
                 )
             places[image] = (where, read)
     missing = sorted(expected - places.keys())
     if missing:
         name, drawer = missing[0]
         raise UserError(
-            f"{' and '.join(map(str, sources))}: {len(missing)} of {len(expected)} images are missing, "
-            f"the first is {name}, drawer {drawer:02d}: get the zips again from {HOME}."
+            f"{' and '.join(map(str, sources))}: {len(missing)} of {len(expected)} images are missing, the "
+            f"first is {name}, drawer {drawer:02d}: "
+            f"get the zips again from {HOME}."
         )
     return places
 
@@ -363,8 +364,8 @@ def _read_drawing(where, read):
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (SIDE, SIDE):
                 raise UserError(
-                    f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: "
-                    "use Omniglot as published."
+                    f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: use Omniglot as "
+                    "published."
                 )
             image.verify()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -392,8 +393,8 @@ def _write_cache(folders, name, key, images):
             folder.mkdir(parents=True, exist_ok=True)
             return write_whole(folder / name, data.getbuffer())
     warnings.warn(
-        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): "
-        "they are decoded anew each time.",
+        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are "
+        "decoded anew each time.",
         stacklevel=3,
     )
 
