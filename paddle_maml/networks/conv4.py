@@ -85,8 +85,7 @@ class MAML(nn.Layer):
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")
             self.add_sublayer(f"block{number + 1}", _Block(width if number else in_channels, width))
-        #: What `pack` returns, in order.
-        self.packed_names = [
+        self.theta_names = [
             f"block{number + 1}.{part}"
             for number in range(BLOCKS)
             for part in ("conv_weight", "norm_weight", "norm_bias")
@@ -108,53 +107,56 @@ class MAML(nn.Layer):
         single = x.ndim == 4
         if single:
             x = x.unsqueeze(0)
-        self.check_images(x)
         if params is None:
-            packed = self.pack(self.parameters(), tasks=x.shape[0])
+            theta = self.initial(tasks=x.shape[0])
         else:
             self._check_params(params, None if single else x.shape[0])
-            packed = self.pack([p.unsqueeze(0) for p in params] if single else params)
-        logits = self.logits(self.first_windows(x), packed)
+            theta = self.theta_of([p.unsqueeze(0) for p in params] if single else params)
+        logits = self.outputs(self.prepare(x), theta)
         return logits.squeeze(0) if single else logits
 
-    # What follows serves the learner, which adapts the packed form: the parameters laid out for the products
-    # of operators.py, so that nothing is transposed inside the inner loop. A gradient step is the same in
-    # both layouts.
+    # What follows is the protocol `TaskNetwork`. Theta holds the parameters that matter to the output, laid
+    # out for the products of operators.py, so that nothing is transposed inside the inner loop. A gradient
+    # step is the same in both layouts.
 
-    def pack(self, params, tasks=None):
-        """The parameters that matter to the output, laid out for the operators.
+    together, exact = 8, True
 
-        Args:
-            params: tensors as `parameters()`, with a leading T; or without, and then repeated for `tasks`
-                tasks.
+    def initial(self, tasks):
+        """theta_0: for each block the convolution (tasks, 9 * C, width), the scale and the shift of batch
+        norm (tasks, 1, width); then the linear weight (tasks, features, n_way) and bias (tasks, 1, n_way)."""
+        theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
+        for number in range(BLOCKS):
+            # Batch statistics remove the convolution's bias: its gradient is zero, and not missing.
+            theta[3 * number + 2] = theta[3 * number + 2] + 0.0 * self._biases()[number]
+        # Repeated when they are laid out: the transposition of a large tensor is slow.
+        return [p.expand([tasks] + p.shape[1:]) for p in theta]
 
-        Returns:
-            For each block the convolution (T, 9 * C, width), the scale and the shift of batch norm (T, 1,
-            width); then the linear weight (T, features, n_way) and bias (T, 1, n_way).
-        """
-        if tasks is not None:
-            # Repeated when they are packed: the transposition of a large tensor is slow.
-            return [p.expand([tasks] + p.shape[1:]) for p in self.pack([p.unsqueeze(0) for p in params])]
-        packed = []
+    def theta_of(self, params):
+        """Tensors as `parameters()`, with a leading T, as theta; the biases of the convolutions are
+        dropped."""
+        theta = []
         for number in range(BLOCKS):
             weight, _, scale, shift = params[4 * number : 4 * number + 4]
             tasks, width, channels = weight.shape[:3]
-            packed.append(weight.transpose([0, 3, 4, 2, 1]).reshape([tasks, TAPS * channels, width]))
-            packed += [scale.unsqueeze(1), shift.unsqueeze(1)]
-        return packed + [params[-2], params[-1].unsqueeze(1)]
+            theta.append(weight.transpose([0, 3, 4, 2, 1]).reshape([tasks, TAPS * channels, width]))
+            theta += [scale.unsqueeze(1), shift.unsqueeze(1)]
+        return theta + [params[-2], params[-1].unsqueeze(1)]
 
-    def unpack(self, packed, conv_biases):
-        """The inverse of `pack`; the convolution biases, which `pack` drops, are given as four tensors (T,
-        width)."""
+    def parameters_of(self, theta):
+        """The inverse of `theta_of`, with the network's own biases of the convolutions."""
         params = []
-        for number in range(BLOCKS):
-            weight, scale, shift = packed[3 * number : 3 * number + 3]
+        for number, bias in enumerate(self._biases()):
+            weight, scale, shift = theta[3 * number : 3 * number + 3]
             tasks, rows, width = weight.shape
             kernel = weight.reshape([tasks, 3, 3, rows // TAPS, width]).transpose([0, 4, 3, 1, 2])
-            params += [kernel, conv_biases[number], scale.squeeze(1), shift.squeeze(1)]
-        return params + [packed[-2], packed[-1].squeeze(1)]
+            bias = bias.detach().unsqueeze(0).expand([tasks, width])
+            params += [kernel, bias, scale.squeeze(1), shift.squeeze(1)]
+        return params + [theta[-2], theta[-1].squeeze(1)]
 
-    def first_windows(self, x):
+    def _biases(self):
+        return [getattr(self, f"block{number + 1}").conv_bias for number in range(BLOCKS)]
+
+    def prepare(self, x):
         """The 3x3 windows of the images, with their mean and covariance: what the first convolution needs of
         them.
 
@@ -168,6 +170,7 @@ class MAML(nn.Layer):
             (images N, blocks for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 *
             C)). The blocks have 9 * C + 1 columns, the last of ones, for a shift in the weight's last row.
         """
+        self._check_images(x)
         x = x.detach()
         tasks, images, channels = x.shape[:3]
         rows = x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels])
@@ -179,32 +182,25 @@ class MAML(nn.Layer):
         blocks = operators.row_blocks(pieces[:4] if self.architecture == "pool" else pieces)
         return images, blocks, mean[:, :, :-1], covariance[:, :-1, :-1]
 
-    def logits(self, first_windows, packed, statistics=None):
-        """Logits (T, N, n_way) from `first_windows(x)` and packed parameters.
-
-        Batch norm uses the images' own statistics, or those of other images that `statistics` returned; then
-        there are no gradients.
-        """
-        if statistics is None:
-            return self._run(first_windows, packed)[0]
+    def outputs(self, prepared, theta, statistics_of=None):
+        """Logits (T, N, n_way); with `statistics_of` batch norm uses the statistics of those prepared
+        images."""
+        if statistics_of is None:
+            return self._run(prepared, theta)[0]
         with paddle.no_grad():
-            return self._run(first_windows, packed, statistics)[0]
+            return self._run(prepared, theta, self._run(statistics_of, theta)[1])[0]
 
-    def statistics(self, first_windows, packed):
-        """What batch norm subtracts and divides by, block by block, where these images are the batch."""
-        with paddle.no_grad():
-            return self._run(first_windows, packed)[1]
-
-    def _run(self, first_windows, packed, given=None):
-        images, blocks, *windows_moments = first_windows
+    def _run(self, prepared, theta, given=None):
+        """Logits, and what batch norm subtracted and divided by, block by block, unless it was given."""
+        images, blocks, *windows_moments = prepared
         used = [given[0] if given else windows_moments]
-        rows = self._first_block(blocks, *used[0], *packed[:3])
+        rows = self._first_block(blocks, *used[0], *theta[:3])
         for number in range(1, BLOCKS):
             rows, moments = self._block(
-                rows, number, images, given and given[number], *packed[3 * number : 3 * number + 3]
+                rows, number, images, given and given[number], *theta[3 * number : 3 * number + 3]
             )
             used.append(moments)
-        return operators.matmul(self._features(rows, images), packed[-2]) + packed[-1], used
+        return operators.matmul(self._features(rows, images), theta[-2]) + theta[-1], used
 
     def _first_block(self, blocks, mean, covariance, weight, scale, shift):
         # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is
@@ -236,7 +232,7 @@ class MAML(nn.Layer):
             return (operators.sum_rows(maps) / pixels).reshape([tasks, images, width])
         return maps.transpose([0, 2, 1]).reshape([tasks, images, -1])
 
-    def check_images(self, x):
+    def _check_images(self, x):
         """ValueError unless x is (T, N, C, H, W) with the network's C, H and W."""
         expected = [self.in_channels, self.image_size, self.image_size]
         if x.ndim != 5 or x.shape[2:] != expected:

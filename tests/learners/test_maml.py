@@ -7,6 +7,8 @@ import reference_torch as reference
 
 from paddle_maml import MAML, MetaLearner
 from paddle_maml.learners import maml as learner_module
+from paddle_maml.learners.maml import maml_loss
+from paddle_maml.networks.plain_conv4 import plain_conv4
 
 
 def small_learner(**options):
@@ -19,33 +21,16 @@ def weights(learner):
 
 
 class TwoNumbers(paddle.nn.Layer):
-    """A model of two parameters that can be worked by hand: logits (u * x, v * x^2) for an image that is one
+    """A layer of two parameters that can be worked by hand: logits (u * x, v * x^2) for an input that is one
     number x."""
-
-    n_way = 2
-    packed_names = ["u", "v"]
 
     def __init__(self):
         super().__init__()
-        self.u = self.create_parameter([1, 1], default_initializer=paddle.nn.initializer.Constant(0.0))
-        self.v = self.create_parameter([1, 1], default_initializer=paddle.nn.initializer.Constant(0.0))
-        self.linear = type("Dtype", (), {"weight": self.u})
+        self.u = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(0.0))
+        self.v = self.create_parameter([1], default_initializer=paddle.nn.initializer.Constant(0.0))
 
-    def pack(self, params, tasks=None):
-        return [p.unsqueeze(0).expand([tasks, 1, 1]) for p in params]
-
-    def unpack(self, packed, conv_biases):
-        return packed
-
-    def first_windows(self, x):
-        return x.reshape([x.shape[0], x.shape[1], 1])
-
-    def check_images(self, x):
-        assert x.shape[2:] == [1, 1, 1]
-
-    def logits(self, x, packed):
-        u, v = packed
-        return paddle.concat([u * x, v * x * x], axis=-1)
+    def forward(self, x):
+        return paddle.concat([self.u * x, self.v * x * x], axis=-1)
 
 
 @pytest.mark.parametrize("order", [1, 2])
@@ -62,8 +47,8 @@ def test_meta_gradient_of_two_parameters_by_hand(float64, order):
     if order == 2:
         g_u, g_v = g_u - rate * 1.5 * q0, g_v + rate * 1.5 * q0
     learner = MetaLearner(TwoNumbers(), inner_steps=1, inner_lr=rate, order=order)
-    image = lambda value: np.full((1, 1, 1, 1, 1), value)
-    loss, accuracy = learner.meta_loss(image(1.0), np.array([[0]]), image(2.0), np.array([[1]]))
+    number = lambda value: np.full((1, 1, 1), value)
+    loss, accuracy = learner.meta_loss(number(1.0), np.array([[0]]), number(2.0), np.array([[1]]))
     loss.backward()
     assert loss.item() == pytest.approx(np.log(1 + np.exp(3 * rate)))
     assert accuracy.item() == 0.0
@@ -161,28 +146,6 @@ def test_adapt_is_gradient_descent_on_the_support_loss(float64):
         np.testing.assert_array_equal(a, b)
 
 
-def stock_logits(params, x, statistics_of):
-    """The network with Paddle's operators; batch norm with the statistics of the images `statistics_of`."""
-    functional = paddle.nn.functional
-    for block in range(4):
-        weight, _, scale, shift = params[4 * block : 4 * block + 4]
-        maps, own = (
-            functional.conv2d(x, weight, padding=1),
-            functional.conv2d(statistics_of, weight, padding=1),
-        )
-        mean, variance = (
-            own.mean(axis=[0, 2, 3]),
-            own.transpose([1, 0, 2, 3]).flatten(1).var(axis=1, unbiased=False),
-        )
-        x, statistics_of = (
-            functional.max_pool2d(
-                functional.relu(functional.batch_norm(m, mean, variance, scale, shift, epsilon=1e-5)), 2
-            )
-            for m in (maps, own)
-        )
-    return x.flatten(1) @ params[-2] + params[-1]
-
-
 @pytest.mark.parametrize("statistics", ["query", "support", "one"])
 def test_what_batch_norm_knows_in_predict(float64, statistics):
     learner = small_learner(inner_steps=2, inner_lr=0.3, chunk=4)
@@ -195,11 +158,12 @@ def test_what_batch_norm_knows_in_predict(float64, statistics):
         support, query = paddle.to_tensor(x_spt[task]), paddle.to_tensor(x_qry[task])
         if statistics == "one":
             expected = [
-                stock_logits(params, image, paddle.concat([support, image])) for image in query.unsqueeze(1)
+                plain_conv4(image, params, statistics_of=paddle.concat([support, image]))
+                for image in query.unsqueeze(1)
             ]
             expected = paddle.concat(expected)
         else:
-            expected = stock_logits(params, query, query if statistics == "query" else support)
+            expected = plain_conv4(query, params, statistics_of=query if statistics == "query" else support)
         np.testing.assert_allclose(logits[task], expected.numpy(), rtol=1e-8, atol=1e-10)
 
 
@@ -297,7 +261,10 @@ def test_a_loss_that_is_scaled_scales_the_gradient():
         ({"inner_lr": float("nan")}, "not nan"),
         ({"order": 3}, "order must be 1 or 2, not 3"),
         ({"chunk": 0}, "chunk must be at least 1, not 0"),
-        ({"adapted": "tail"}, "adapted must be 'all' or 'head', not 'tail'"),
+        (
+            {"adapted": "tail"},
+            "adapted must be 'all', 'head' or a function of a parameter's name, not 'tail'",
+        ),
     ],
 )
 def test_impossible_settings_are_refused(options, message):
@@ -319,7 +286,7 @@ def test_queries_of_other_tasks_are_refused(cut):
         lambda: small_learner().finetune(x_spt, y_spt, cut(x_qry), cut(y_qry)),
         lambda: small_learner().predict(x_spt, y_spt, cut(x_qry)),
     ):
-        with pytest.raises(ValueError, match="with the same T"):
+        with pytest.raises(ValueError, match="must be of the same tasks"):
             call()
 
 
@@ -366,6 +333,55 @@ def test_parameters_that_are_not_finite_show_in_the_loss(order):
     weight.set_value(spoiled)
     assert not np.isfinite(float(learner.meta_loss(*episodes)[0]))
     assert not np.isfinite(learner.finetune(*episodes)[1]).any()
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_the_plain_algorithm_gives_the_same_meta_gradient(float64, order):
+    """`maml_loss`, which unrolls the graph, task by task."""
+    learner, arrays = small_learner(inner_steps=3, inner_lr=0.2, order=order), reference.make_episodes()
+    network, objective, losses = learner.network, learner.objective, []
+
+    def loss(theta, x, y):
+        x, y = paddle.to_tensor(x).unsqueeze(0), paddle.to_tensor(y).unsqueeze(0)
+        return objective.loss(network.outputs(network.prepare(x), theta), objective.targets(y)).sum()
+
+    for x_spt, y_spt, x_qry, y_qry in zip(*arrays):
+        losses.append(maml_loss(loss, network.initial(1), (x_spt, y_spt), (x_qry, y_qry), 3, 0.2, order))
+    mean = sum(losses) / len(losses)
+    mean.backward()
+    expected = [p.grad.numpy() for p in learner.net.parameters()]
+    learner.net.clear_gradients()
+    fast, _ = learner.meta_loss(*arrays)
+    fast.backward()
+    assert fast.item() == pytest.approx(mean.item(), rel=1e-12)
+    for parameter, gradient in zip(learner.net.parameters(), expected):
+        np.testing.assert_allclose(parameter.grad.numpy(), gradient, rtol=1e-8, atol=1e-12)
+
+
+def test_one_task_is_answered_in_kind(float64):
+    learner, arrays = small_learner(inner_steps=2), reference.make_episodes()
+    of_all, of_one = learner.finetune(*arrays), learner.finetune(*(array[1] for array in arrays))
+    for all_tasks, one in zip(of_all, of_one):
+        assert one.shape == (3,)
+        np.testing.assert_allclose(one, all_tasks[1], rtol=1e-10)
+    x_spt, y_spt, x_qry, y_qry = (array[1] for array in arrays)
+    logits = learner.predict(x_spt, y_spt, x_qry)
+    np.testing.assert_allclose(logits, learner.predict(*arrays[:3])[1], rtol=1e-9)
+    params = learner.adapt(x_spt, y_spt)
+    np.testing.assert_allclose(learner.outputs(x_qry, params).numpy(), logits, rtol=1e-9)
+    np.testing.assert_allclose(learner.net(paddle.to_tensor(x_qry), params).numpy(), logits, rtol=1e-9)
+    loss, accuracy = learner.meta_loss(x_spt, y_spt, x_qry, y_qry)
+    assert loss.item() == pytest.approx(of_one[1][-1]) and accuracy.item() == pytest.approx(of_one[0][-1])
+
+
+def test_frozen_parameters_stay(float64):
+    learner, arrays = small_learner(inner_steps=2), reference.make_episodes()
+    frozen = learner.net.block1.norm_weight
+    frozen.stop_gradient = True
+    adapted = learner.adapt(*arrays[:2])
+    learner(*arrays)
+    np.testing.assert_array_equal(adapted[2].numpy(), np.broadcast_to(frozen.numpy(), adapted[2].shape))
+    assert frozen.grad is None and np.abs(adapted[3].numpy()).max() > 0
 
 
 @pytest.mark.parametrize("order", [1, 2])

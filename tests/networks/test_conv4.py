@@ -2,22 +2,10 @@
 
 import numpy as np
 import paddle
-import paddle.nn.functional as F
 import pytest
 
 from paddle_maml import MAML
-
-
-def stock_logits(x, params, architecture="pool"):
-    for block in range(4):
-        weight, bias, scale, shift = params[4 * block : 4 * block + 4]
-        x = F.conv2d(x, weight, bias, padding=1, stride=2 if architecture == "stride" else 1)
-        mean = paddle.zeros([weight.shape[0]], x.dtype)
-        x = F.relu(F.batch_norm(x, mean, mean + 1, scale, shift, training=True, momentum=1.0))
-        if architecture == "pool":
-            x = F.max_pool2d(x, 2)
-    x = x.mean([2, 3]) if architecture == "stride" else x.flatten(1)
-    return paddle.matmul(x, params[-2]) + params[-1]
+from paddle_maml.networks.plain_conv4 import plain_conv4
 
 
 def randomize(net, seed=0):
@@ -30,11 +18,11 @@ def randomize(net, seed=0):
 
 @pytest.mark.parametrize("architecture", ["pool", "stride"])
 @pytest.mark.parametrize("image_size, in_channels", [(28, 1), (33, 3), (16, 2)])
-def test_logits_equal_stock_layers(float64, architecture, image_size, in_channels):
+def test_logits_equal_plain_paddle(float64, architecture, image_size, in_channels):
     net = MAML(n_way=3, in_channels=in_channels, width=6, image_size=image_size, architecture=architecture)
     randomize(net)
     x = paddle.to_tensor(np.random.RandomState(1).standard_normal((4, in_channels, image_size, image_size)))
-    expected = stock_logits(x, net.parameters(), architecture).numpy()
+    expected = plain_conv4(x, net.parameters(), architecture).numpy()
     assert np.abs(expected).max() > 0.1
     np.testing.assert_allclose(net(x).numpy(), expected, rtol=1e-9, atol=1e-10)
 
@@ -52,12 +40,13 @@ def test_tasks_side_by_side_equal_tasks_one_by_one(float64):
     np.testing.assert_allclose(shared[1], net(x[1]).numpy(), rtol=1e-10, atol=1e-12)
 
 
-def test_pack_and_unpack_are_inverse(float64):
+def test_theta_holds_all_parameters(float64):
     net = MAML(n_way=3, width=5)
     params = [p.unsqueeze(0) for p in net.parameters()]
-    biases = [params[4 * block + 1] for block in range(4)]
-    for restored, parameter in zip(net.unpack(net.pack(params), biases), params):
+    for restored, parameter in zip(net.parameters_of(net.theta_of(params)), params):
         np.testing.assert_array_equal(restored.numpy(), parameter.numpy())
+    assert len(net.theta_names) == len(net.initial(2))
+    assert set(net.theta_names) < {name for name, _ in net.named_parameters()}
 
 
 def test_parameters_are_in_the_competitions_order():

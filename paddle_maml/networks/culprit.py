@@ -1,0 +1,147 @@
+"""Which layer of a network has no second derivative, or a wrong one."""
+
+from __future__ import annotations
+
+import numpy as np
+import paddle
+
+from ..kernels.differences import hessian_by_differences
+from .functional import Functional
+from .twice_differentiable import TESTED
+
+# How far a Hessian-vector product may be from differences: what is wrong in Paddle is off by per cents.
+TOLERANCE = {paddle.float64: 1e-3, paddle.float32: 3e-2}
+# Differences that cross a kink of ReLU or a pooling are off. A shorter step crosses fewer; rounding bounds
+# it.
+_STEPS = {paddle.float64: (1e-6, 1e-7, 1e-8), paddle.float32: (3e-3, 1e-3, 1e-2)}
+
+
+def product_error(gradient_of, theta, directions=None) -> float:
+    """How far a Hessian-vector product by Paddle's second derivatives is from differences, relative, in the
+    tensor of theta where it is farthest.
+
+    Args:
+        gradient_of: function (theta, create_graph) to the gradients by theta, None where there is none.
+        theta: tensors (1, ...).
+        directions: the vector; by default a random one.
+
+    Raises:
+        RuntimeError or another of Paddle's types: an operator has no second derivative.
+    """
+    vectors = directions or _random_like(theta)
+    leaves = [p.detach() for p in theta]
+    for leaf in leaves:
+        leaf.stop_gradient = False
+    exact = exact_product(gradient_of(leaves, True), leaves, vectors)
+
+    def gradient_at(point):
+        point = [p.detach() for p in point]
+        for p in point:
+            p.stop_gradient = False
+        return [paddle.zeros_like(p) if g is None else g for p, g in zip(point, gradient_of(point, False))]
+
+    errors = []
+    for step in _STEPS[theta[0].dtype]:
+        expected = hessian_by_differences(gradient_at, leaves, vectors, step)
+        whole = max(float(b.norm()) for b in expected)
+        if whole == 0:
+            return 0.0 if all(float(a.norm()) == 0 for a in exact) else float("inf")
+        errors.append(
+            max(float((a - b).norm()) / max(float(b.norm()), 0.01 * whole) for a, b in zip(exact, expected))
+        )
+        if errors[-1] <= TOLERANCE[theta[0].dtype]:
+            break
+    return min(errors)
+
+
+def exact_product(gradients, theta, vectors) -> list[paddle.Tensor]:
+    """H v by a second derivative.
+
+    Args:
+        gradients: by theta, made with `create_graph`; None where theta's tensor does not matter.
+        theta, vectors: lists of tensors (T, ...).
+    """
+    used = [(g, v) for g, v in zip(gradients, vectors) if g is not None and not g.stop_gradient]
+    if not used:
+        return [paddle.zeros_like(p) for p in theta]
+    products = paddle.grad([g for g, _ in used], theta, [v for _, v in used], allow_unused=True)
+    return [paddle.zeros_like(p) if h is None else h for p, h in zip(theta, products)]
+
+
+def culprit(network: Functional, x: paddle.Tensor) -> str:
+    """The layer at fault, by the name that the network has for it and by its class: the innermost one whose
+    own second derivatives are missing or wrong, given what it got for the inputs x (N, ...)."""
+    inputs = _inputs_of_layers(network, x)
+    named = [(name, part) for name, part in network.layer.named_sublayers() if type(part) not in TESTED]
+    for name, part in sorted(named, key=lambda pair: -pair[0].count(".")):
+        if part in inputs and _at_fault(part, inputs[part]):
+            return f"{name} ({type(part).__name__})"
+    return f"the forward of {type(network.layer).__name__} itself"
+
+
+def _inputs_of_layers(network, x):
+    """What each layer got last, as detached tensors; layers that got other things are left out."""
+    got, hooks = {}, []
+
+    def remember(layer, inputs):
+        if inputs and all(isinstance(tensor, paddle.Tensor) for tensor in inputs):
+            got[layer] = [tensor.detach() for tensor in inputs]
+
+    try:
+        for part in network.layer.sublayers():
+            hooks.append(part.register_forward_pre_hook(remember))
+        with paddle.no_grad(), network.using([p.squeeze(0) for p in network.initial(1)]):
+            network.layer(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return got
+
+
+def _at_fault(layer, inputs):
+    """Whether the second derivatives of a layer by its parameters and its inputs are missing or wrong."""
+    movable = [tensor for tensor in inputs if paddle.is_floating_point(tensor)]
+    owned = [p for p in layer.parameters() if not p.stop_gradient]
+    theta = [t.unsqueeze(0) for t in (*owned, *movable)]
+    if not theta:
+        return False
+    network = Functional(layer) if owned else None
+
+    def gradient_of(point, create_graph):
+        own, others = point[: len(owned)], iter([p.squeeze(0) for p in point[len(owned) :]])
+        given = [next(others) if paddle.is_floating_point(t) else t for t in inputs]
+        with paddle.enable_grad():
+            if network:
+                with network.using([p.squeeze(0) for p in own]):
+                    outputs = layer(*given)
+            else:
+                outputs = layer(*given)
+            outputs = [o for o in _flat(outputs) if paddle.is_floating_point(o)]
+            # Not linear in the outputs: their own first derivatives matter too.
+            value = sum((o * w + o * o).sum() for o, w in zip(outputs, _random_like(outputs)))
+            return paddle.grad(value, point, create_graph=create_graph, allow_unused=True)
+
+    try:
+        return product_error(gradient_of, theta) > TOLERANCE[theta[0].dtype]
+    except Exception:  # Paddle raises many types for a missing second derivative
+        return True
+
+
+def _flat(outputs):
+    if isinstance(outputs, paddle.Tensor):
+        return [outputs]
+    return (
+        [tensor for part in outputs for tensor in _flat(part)] if isinstance(outputs, (list, tuple)) else []
+    )
+
+
+def _random_like(tensors):
+    """Random tensors, each as long as the one that it is like, or 1 where that is zero; always the same
+    ones."""
+    random, result = np.random.RandomState(0), []
+    for tensor in tensors:
+        values = random.standard_normal(tensor.shape)
+        length = float(tensor.detach().norm()) or 1.0
+        values *= length / max(float(np.linalg.norm(values)), 1e-12)
+        result.append(paddle.to_tensor(values.astype(str(tensor.numpy().dtype))))
+    return result

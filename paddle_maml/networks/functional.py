@@ -1,0 +1,159 @@
+"""Any layer as a network whose parameters are arguments."""
+
+from __future__ import annotations
+
+import contextlib
+
+import paddle
+from paddle import nn
+
+from .twice_differentiable import TESTED
+
+_BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
+
+
+class Functional:
+    """A layer as a `TaskNetwork`: computed task by task, with the parameters of theta in the place of its
+    own.
+
+    The layer is the user's, and what is there is there again after each call: its parameters, and its buffers
+    too (batch norm's running statistics do not move). It computes in the mode, `train()` or `eval()`, that it
+    is in. Parameters that are frozen (`stop_gradient`) when this is made are constants.
+
+    Args:
+        layer: any layer that maps inputs (N, ...) to one tensor (N, ...). It may share parameters, leave some
+            unused, and nest other layers.
+
+    Raises:
+        ValueError: the layer has no parameters that could be adapted.
+    """
+
+    together = 1
+
+    def __init__(self, layer: nn.Layer):
+        self.layer = layer
+        named = [(name, p) for name, p in layer.named_parameters() if not p.stop_gradient]
+        if not named:
+            raise ValueError(
+                f"{type(layer).__name__} has no parameters that could be adapted: there is none, or all are frozen"
+            )
+        self.theta_names = [name for name, _ in named]
+        self._own = [parameter for _, parameter in named]
+        kept = {id(parameter) for parameter in self._own}
+        self._state = [tensor for tensor in _tensors(layer) if id(tensor) not in kept]
+        self._places = _places(layer)
+
+    @property
+    def exact(self) -> bool:
+        """Whether every layer in it is of a class whose second derivatives are tested."""
+        return all(type(part) in TESTED for part in self.layer.sublayers(include_self=True))
+
+    def prepare(self, x):
+        """x itself."""
+        return x
+
+    def initial(self, tasks):
+        """theta_0: each trainable parameter, (tasks, ...)."""
+        return [p.unsqueeze(0).expand([tasks, *p.shape]) for p in self._own]
+
+    def outputs(self, x, theta, statistics_of=None):
+        """Outputs (T, N, ...) of x (T, N, ...); see `TaskNetwork`."""
+        results = []
+        for task in range(x.shape[0]):
+            with self.using([_of_task(p, task) for p in theta]):
+                of = None if statistics_of is None else _of_task(statistics_of, task)
+                results.append(self._run(_of_task(x, task), of).unsqueeze(0))
+        return results[0] if len(results) == 1 else paddle.concat(results)
+
+    def parameters_of(self, theta):
+        """As the layer's `parameters()`, with a leading T; frozen ones are repeated."""
+        given = dict(zip(map(id, self._own), theta))
+        tasks = theta[0].shape[0]
+        return [
+            given[id(p)] if id(p) in given else p.detach().unsqueeze(0).expand([tasks, *p.shape])
+            for p in self.layer.parameters()
+        ]
+
+    def theta_of(self, params):
+        """The inverse of `parameters_of`."""
+        trainable = set(map(id, self._own))
+        return [given for given, p in zip(params, self.layer.parameters()) if id(p) in trainable]
+
+    @contextlib.contextmanager
+    def using(self, theta):
+        """The layer with these tensors as its parameters, in the order of `theta_names`, and with copies of
+        its buffers; whatever happens, its own are there again in the end."""
+        stand_ins = dict(zip(map(id, self._own), theta))
+        stand_ins.update((id(tensor), tensor.detach().clone()) for tensor in self._state)
+        try:
+            for place, key, tensor in self._places:
+                place[key] = stand_ins[id(tensor)]
+            yield self.layer
+        finally:
+            for place, key, tensor in self._places:
+                place[key] = tensor
+
+    def _run(self, x, statistics_of):
+        """The layer's output for one task, checked."""
+        if statistics_of is None:
+            output = self.layer(x)
+        else:
+            with paddle.no_grad(), _statistics_of(self.layer, statistics_of):
+                output = self.layer(x)
+        name = type(self.layer).__name__
+        if not isinstance(output, paddle.Tensor):
+            raise ValueError(f"{name} must return one tensor, not a {type(output).__name__}")
+        if output.ndim == 0 or output.shape[0] != x.shape[0]:
+            raise ValueError(
+                f"{name} must return an output for each of {x.shape[0]} inputs, not a tensor of shape "
+                f"{tuple(output.shape)}"
+            )
+        return output
+
+
+def _of_task(tensor, task):
+    return tensor.squeeze(0) if tensor.shape[0] == 1 else tensor[task]
+
+
+def _tensors(layer):
+    """All parameters and buffers, each once."""
+    seen = {}
+    for part in layer.sublayers(include_self=True):
+        for tensor in (*part._parameters.values(), *part._buffers.values()):
+            if tensor is not None and tensor._is_initialized():
+                seen[id(tensor)] = tensor
+    return list(seen.values())
+
+
+def _places(layer):
+    """Where a layer and those in it keep their parameters and buffers: (container, key, tensor). Beside
+    Paddle's two dicts that are lists of the layer's own, as in the fused nn.LSTM."""
+    known, places = set(map(id, _tensors(layer))), []
+    for part in layer.sublayers(include_self=True):
+        lists = [value for value in vars(part).values() if isinstance(value, list)]
+        pairs = [(c, c.items()) for c in (part._parameters, part._buffers)] + [
+            (c, enumerate(c)) for c in lists
+        ]
+        places += [(c, key, tensor) for c, items in pairs for key, tensor in items if id(tensor) in known]
+    return places
+
+
+@contextlib.contextmanager
+def _statistics_of(layer, x):
+    """The layer with batch norm that uses the statistics of x, where it would use those of its inputs."""
+    norms = [
+        part
+        for part in layer.sublayers(include_self=True)
+        if isinstance(part, _BATCH_NORMS) and part.training
+    ]
+    momenta = [norm._momentum for norm in norms]
+    try:
+        for norm in norms:
+            norm._momentum = 0.0  # so that the running statistics become those of x
+        layer(x)
+        for norm in norms:
+            norm.training = False
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm._momentum, norm.training = momentum, True

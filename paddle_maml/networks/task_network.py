@@ -1,0 +1,52 @@
+"""What a learner asks of a network, and how any layer answers."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import paddle
+from paddle import nn
+
+from .functional import Functional
+
+
+class TaskNetwork(Protocol):
+    """A network that is computed for T tasks side by side, each with parameters of its own.
+
+    *theta* is a list of tensors (T, ...): what the inner loop adapts, laid out as the network likes it.
+    `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network` makes one.
+
+    Attributes:
+        theta_names: the parameter that each tensor of theta holds.
+        together: tasks that are best computed side by side on a CPU, or None where nothing is known.
+        exact: whether its second derivatives are known to be exact; where not, a learner that relies on them
+            holds one against differences first.
+    """
+
+    theta_names: list[str]
+    together: int | None
+    exact: bool
+
+    def prepare(self, x: paddle.Tensor) -> Any:
+        """What depends on the inputs x (T, N, ...) alone, made once for all inner steps; ValueError for
+        inputs of a wrong shape."""
+
+    def initial(self, tasks: int) -> list[paddle.Tensor]:
+        """theta_0, the network's own parameters for each task: differentiable by them."""
+
+    def outputs(self, prepared: Any, theta: list[paddle.Tensor], statistics_of: Any = None) -> paddle.Tensor:
+        """Outputs (T, N, ...). Batch norm uses the statistics of these inputs, or those of others that were
+        prepared; then there are no gradients."""
+
+    def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """Theta as tensors shaped and ordered as the layer's `parameters()`, with a leading T."""
+
+    def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """The inverse of `parameters_of`."""
+
+
+def task_network(layer: nn.Layer) -> TaskNetwork:
+    """The layer itself where it is a `TaskNetwork`, else one that computes it task by task (`Functional`)."""
+    if not isinstance(layer, nn.Layer):
+        raise ValueError(f"the network must be a paddle.nn.Layer, not a {type(layer).__name__}")
+    return layer if hasattr(layer, "theta_names") else Functional(layer)
