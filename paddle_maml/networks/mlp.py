@@ -57,6 +57,8 @@ class MLP(nn.Layer):
         ValueError: a size is below 1.
     """
 
+    exact, together = True, 32  # see `TaskNetwork`
+
     def __init__(
         self,
         in_features: int,
@@ -112,11 +114,11 @@ class MLP(nn.Layer):
                     f"have one, {[shape[single:] for shape in expected]}, "
                     f"not {[shape[single:] for shape in given]}"
                 )
-            theta = self._theta(params)
+            theta = self.theta_of(params)
         outputs = self.outputs(prepared, theta)
         return outputs.squeeze(0) if single else outputs
 
-    # What follows serves the learner.
+    # What follows makes it a `TaskNetwork`.
 
     def prepare(self, x):
         """Inputs (T, N, ...) as rows (T, N, in_features). Raises ValueError for another number."""
@@ -125,12 +127,12 @@ class MLP(nn.Layer):
                 f"inputs must be (N, ...) with {self.in_features} numbers each, with or without a leading "
                 f"axis of tasks, not {tuple(x.shape)}"
             )
-        return x.flatten(2)
+        return x.reshape([*x.shape[:2], self.in_features])
 
     def initial(self, tasks: int):
         """theta_0: the layer's own parameters for each of so many tasks, tensors (tasks, ...), those with one
         number for each unit (tasks, 1, units)."""
-        theta = self._theta([p.unsqueeze(0) for p in self.parameters()])
+        theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
         return [p.expand([tasks, *p.shape[1:]]) for p in theta]
 
     def outputs(self, prepared, theta, statistics_of=None):
@@ -152,7 +154,7 @@ class MLP(nn.Layer):
         return matmul(streams[0], weight) + bias
 
     def parameters_of(self, theta):
-        """theta laid out as `parameters()`, with a leading T."""
+        """Theta laid out as `parameters()`, with a leading T."""
         given = dict(zip(self.theta_names, theta))
         tasks = theta[0].shape[0]
         return [
@@ -160,7 +162,7 @@ class MLP(nn.Layer):
             for name, p in self.named_parameters()
         ]
 
-    def _theta(self, params):
+    def theta_of(self, params):
         """The inverse of `parameters_of`."""
         named = {name: p for (name, _), p in zip(self.named_parameters(), params)}
         chosen = [named[name] for name in self.theta_names]

@@ -158,8 +158,8 @@ def test_statistics_of_other_inputs(float64):
 
 def gradient_and_product(net, x, labels, params, directions):
     """Loss gradient and Hessian-vector product by theta, as parameters(), float64."""
-    theta = [paddle.to_tensor(p) for p in net._theta([paddle.to_tensor(p) for p in params])]
-    vectors = net._theta([paddle.to_tensor(d) for d in directions])
+    theta = [paddle.to_tensor(p) for p in net.theta_of([paddle.to_tensor(p) for p in params])]
+    vectors = net.theta_of([paddle.to_tensor(d) for d in directions])
     for tensor in theta:
         tensor.stop_gradient = False
     targets = F.one_hot(paddle.to_tensor(labels), N_OUTPUTS).astype("float64")
