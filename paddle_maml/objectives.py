@@ -18,11 +18,13 @@ class Objective(Protocol):
         score_name: what the score is, such as "accuracy".
         higher_is_better: whether a higher score is a better one.
         target_axes: axes of the target of one input, 0 for a label; None where only the targets' type tells.
+        exact: whether its second derivatives are known to be exact, see `TaskNetwork`.
     """
 
     score_name: str
     higher_is_better: bool
     target_axes: int | None
+    exact: bool
 
     def targets(self, y: paddle.Tensor) -> Any:
         """Targets (T, N, ...) as `loss` and `score` take them; ValueError for what suits no network."""
@@ -42,7 +44,7 @@ class _Labels(typing.NamedTuple):
 class CrossEntropy:
     """Classification: labels 0 .. n - 1 for outputs (T, N, n), the mean cross-entropy, and the accuracy."""
 
-    score_name, higher_is_better, target_axes = "accuracy", True, 0
+    score_name, higher_is_better, target_axes, exact = "accuracy", True, 0, True
 
     def targets(self, y):
         if not (paddle.is_integer(y) or y.dtype == paddle.bool):
@@ -72,7 +74,7 @@ class MeanSquare:
     """Regression: targets shaped as the outputs, the mean square of the differences, which is the score
     too."""
 
-    score_name, higher_is_better, target_axes = "mean square error", False, 1
+    score_name, higher_is_better, target_axes, exact = "mean square error", False, 1, True
 
     def targets(self, y):
         if paddle.is_integer(y) or y.dtype == paddle.bool:
@@ -86,7 +88,7 @@ class MeanSquare:
                 f"not {tuple(targets.shape)}"
             )
         difference = outputs - targets.astype(outputs.dtype)
-        return (difference * difference).flatten(1).mean(axis=-1)
+        return (difference * difference).reshape([outputs.shape[0], -1]).mean(axis=-1)
 
     def score(self, outputs, targets):
         return self.loss(outputs, targets)
@@ -98,7 +100,7 @@ class TaskLoss:
     For second order it must be differentiable twice: Paddle's own cross_entropy is not, `CrossEntropy` is.
     """
 
-    score_name, higher_is_better, target_axes = "loss", False, None
+    score_name, higher_is_better, target_axes, exact = "loss", False, None, False
 
     def __init__(self, function: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]):
         self._function = function

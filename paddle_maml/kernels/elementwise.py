@@ -2,15 +2,16 @@
 
 Each gives what the function of the same name in `paddle.nn.functional` gives, to rounding, and has second
 derivatives in Paddle 2.6 and 3.3, where the stock one refuses. Either it is written out with operators that
-have one, or it is a PyLayer whose backward is made of such operators. A PyLayer here has one input: by two,
-Paddle could not be asked for the gradient by one of them alone. It keeps its input and not its result, because
-a node that holds its own output is never freed.
+have one, or it is a PyLayer whose backward is made of such operators. A PyLayer here has one input:
+with two, Paddle could not be asked for the gradient by one of them alone. It keeps its input and not its
+result, because a node that holds its own output is never freed.
 """
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 from paddle import Tensor
@@ -99,14 +100,19 @@ def relu6(x: Tensor) -> Tensor:
     return paddle.clip(F.relu(x), max=6.0)
 
 
+def single(value: float) -> float:
+    """A number as Paddle's operators keep the numbers that they are built with, in single precision."""
+    return float(np.float32(value))
+
+
 def selu(x: Tensor, scale: float, alpha: float) -> Tensor:
     """scale * x where x is positive, else scale * alpha * (e^x - 1)."""
-    return scale * F.elu(x, alpha)
+    return single(scale) * F.elu(x, alpha)
 
 
 def hardsigmoid(x: Tensor) -> Tensor:
-    """x / 6 + 1 / 2, cut to 0 and 1."""
-    return paddle.clip(x / 6.0 + 0.5, 0.0, 1.0)
+    """x / 6 + 1 / 2, cut to 0 and 1; with Paddle's 0.1666667 for 1 / 6."""
+    return paddle.clip(x * single(0.1666667) + 0.5, 0.0, 1.0)
 
 
 def hardswish(x: Tensor) -> Tensor:
@@ -145,13 +151,13 @@ def dropout(
 ) -> Tensor:
     """Elements dropped with probability p: from the same seed the same as `F.dropout` drops."""
     with paddle.no_grad():
-        factor = F.dropout(paddle.ones_like(x), p, axis, training, mode)
+        factor = F.dropout(paddle.ones_like(x), p, axis=axis, training=training, mode=mode)
     return x * factor
 
 
 def dropout_channels(x: Tensor, p: float, training: bool, data_format: str) -> Tensor:
-    """Whole channels dropped with probability p, as `F.dropout2d` (NCHW, NHWC) and `F.dropout3d` drop them."""
+    """Whole channels dropped with probability p: the same as `F.dropout2d` or `F.dropout3d` drops."""
     stock = F.dropout2d if x.ndim == 4 else F.dropout3d
     with paddle.no_grad():
-        factor = stock(paddle.ones_like(x), p, training, data_format)
+        factor = stock(paddle.ones_like(x), p, training=training, data_format=data_format)
     return x * factor

@@ -1,7 +1,7 @@
 """Choosing elements: gathering, embedding and stacking that can be differentiated twice.
 
-Gather and scatter are each other's derivative, so a pair of PyLayers has derivatives of every order. Paddle 2.6
-has none of the second order for its own gather, stack or embedding, Paddle 3.3 none for its embedding.
+Gather and scatter are each other's derivative, so a pair of PyLayers has derivatives of every order. Paddle
+2.6 has none of the second order for its own gather, stack and embedding, Paddle 3.3 none for its embedding.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def gather(x: Tensor, index: Tensor) -> Tensor:
 
 
 def embedding(tokens: Tensor, weight: Tensor, padding_idx: int | None = None) -> Tensor:
-    """Rows of the weight (n, d) by tokens of any shape: (..., d); zeros, without a gradient, for the padding."""
+    """Rows of the weight (n, d) by tokens of any shape: (..., d); zeros without a gradient for padding."""
     rows = gather(weight, tokens.flatten())
     if padding_idx is not None:
         is_padding = tokens.flatten() == padding_idx % weight.shape[0]

@@ -1,7 +1,7 @@
 """Normalisation that can be differentiated twice: means, variances and rsqrt, written out.
 
-Paddle's layer norm and group norm have no second derivative, and that of its batch norm takes a hundred times as
-long as this on a CPU. Under Paddle's composite gradients they have one, and it is wrong.
+Paddle's layer norm and group norm have no second derivative, and that of its batch norm takes a hundred
+times as long as this on a CPU. Under Paddle's composite gradients they have one, and it is wrong.
 """
 
 from __future__ import annotations
@@ -26,7 +26,13 @@ def _channels_back(x, data_format):
 def _standardise(x, epsilon):
     """Mean 0 and variance 1 over the last axis."""
     centred = x - x.mean(-1, keepdim=True)
-    return centred * paddle.rsqrt(centred.square().mean(-1, keepdim=True) + epsilon)
+    return centred * _inverse_deviation(centred.square().mean(-1, keepdim=True), epsilon)
+
+
+def _inverse_deviation(variance, epsilon):
+    # A tensor, because Paddle 2.6 would round a number that is added to single precision. Its own layers do
+    # that in both versions; in float64 their outputs part from these by about 1e-8 epsilon / variance.
+    return paddle.rsqrt(variance + paddle.full([1], epsilon, variance.dtype))
 
 
 def _affine(x, weight, bias):
@@ -61,7 +67,7 @@ def batch_norm(
     """
     x = _channels_first(x, data_format)
     pixels = x.reshape([x.shape[0], x.shape[1], -1])
-    scale = _affine(paddle.rsqrt(variance + epsilon), weight, None)
+    scale = _affine(_inverse_deviation(variance, epsilon), weight, None)
     normalised = _affine((pixels - mean.unsqueeze(1)) * scale.unsqueeze(1), None, _column(bias))
     return _channels_back(normalised.reshape(x.shape), data_format)
 
@@ -77,7 +83,7 @@ def layer_norm(
     kept = x.shape[: x.ndim - len(normalized_shape)]
     if x.shape[len(kept) :] != list(normalized_shape):
         raise ValueError(
-            f"A layer norm over {list(normalized_shape)} got an input {x.shape}, "
+            f"A layer norm over {list(normalized_shape)} got an input {list(x.shape)}, "
             "whose last axes are others; give it the shape it was built for."
         )
     return _affine(_standardise(x.reshape(kept + [-1]), epsilon), weight, bias).reshape(x.shape)

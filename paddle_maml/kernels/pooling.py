@@ -77,8 +77,9 @@ def max_pool2d(
         borders = [(a, b + more) for (a, b), more in zip(borders, lacking)]
     if any(max(border) >= k for border, k in zip(borders, kernel)):
         raise ValueError(
-            f"Max-pooling with windows {kernel}, stride {stride}, padding {padding!r} and ceil_mode={ceil_mode} "
-            f"has windows of padding alone on an image of {height} x {width}; choose less padding."
+            f"Max-pooling with kernel_size {kernel}, stride {stride}, padding {padding!r} and "
+            f"ceil_mode={ceil_mode} has windows of padding alone on an image of {height} x {width}; "
+            "choose less padding."
         )
     (top, bottom), (left, right) = borders
     with paddle.no_grad():

@@ -26,12 +26,14 @@ def twice_differentiable(layer: nn.Layer) -> nn.Layer:
 
     Left alone are classes that Paddle differentiates twice by itself (`TESTED` names those that were held
     against PyTorch), the user's own, and those that cannot be had: the fused `nn.LSTM`, `nn.GRU` and
-    `nn.SimpleRNN` (use `nn.RNN` over a cell), transposed convolutions, `nn.Upsample`, `nn.PixelShuffle`. What
-    a user's own `forward` calls, such as `F.softmax` or `paddle.flatten`, stays what it is: call the function
-    of the same name in `paddle_maml.kernels` instead.
+    `nn.SimpleRNN` (use `nn.RNN` over a cell), transposed convolutions, `nn.Upsample`, `nn.PixelShuffle`, a
+    max-pooling with `return_mask`, an `nn.Embedding` with `max_norm` or `scale_grad_by_freq`, and in 2.6 an
+    `nn.Conv1D` with as many groups as channels; Paddle refuses their second derivative. What a user's own
+    `forward` calls, such as `F.softmax` or `paddle.flatten`, stays what it is: call the function of the same
+    name in `paddle_maml.kernels` instead.
 
     Args:
-        layer: any network. In 3.3 and in 2.6 alike only dynamic graphs are meant.
+        layer: any network, run as a dynamic graph.
 
     Returns:
         The same object.
@@ -54,9 +56,10 @@ def _batch_norm(self, input):
         mean, variance = self._mean, self._variance
     else:
         mean, variance = normalisation.channel_moments(input, self._data_format)
+        momentum = elementwise.single(self._momentum)
         with paddle.no_grad():
             for running, batch in ((self._mean, mean), (self._variance, variance)):
-                paddle.assign(self._momentum * running + (1.0 - self._momentum) * batch, running)
+                paddle.assign(momentum * running + (1.0 - momentum) * batch, running)
     return normalisation.batch_norm(
         input, mean, variance, self.weight, self.bias, self._epsilon, self._data_format
     )
@@ -79,37 +82,31 @@ def _instance_norm(self, input):
 
 def _max_pool1d(self, input):
     if self.return_mask:
-        raise ValueError(_NO_MASK.format("MaxPool1D"))
+        return nn.MaxPool1D.forward(self, input)
     return pooling.max_pool1d(input, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
 
 def _max_pool2d(self, x):
     if self.return_mask:
-        raise ValueError(_NO_MASK.format("MaxPool2D"))
+        return nn.MaxPool2D.forward(self, x)
     return pooling.max_pool2d(x, self.ksize, self.stride, self.padding, self.ceil_mode, self.data_format)
 
 
 def _adaptive_max_pool1d(self, input):
     if self.return_mask:
-        raise ValueError(_NO_MASK.format("AdaptiveMaxPool1D"))
+        return nn.AdaptiveMaxPool1D.forward(self, input)
     return pooling.adaptive_max_pool1d(input, self.output_size)
 
 
 def _adaptive_max_pool2d(self, x):
     if self._return_mask:
-        raise ValueError(_NO_MASK.format("AdaptiveMaxPool2D"))
+        return nn.AdaptiveMaxPool2D.forward(self, x)
     return pooling.adaptive_max_pool2d(x, self._output_size)
-
-
-_NO_MASK = "A {} with return_mask=True cannot be differentiated twice; build it without."
 
 
 def _embedding(self, x):
     if getattr(self, "_max_norm", None) is not None or getattr(self, "_scale_grad_by_freq", False):
-        raise ValueError(
-            "An Embedding with max_norm or scale_grad_by_freq cannot be differentiated twice; "
-            "build it without."
-        )
+        return nn.Embedding.forward(self, x)
     return gathering.embedding(x, self.weight, self._padding_idx)
 
 
