@@ -129,13 +129,13 @@ def test_differences_are_near_the_exact_product(float64):
             MetaLearner(layer, inner_steps=3, inner_lr=0.1, hessian=hessian), arrays
         )
     _, first_order = gradients(MetaLearner(layer, inner_steps=3, inner_lr=0.1, order=1), arrays)
+    moved = False
+    whole = max(np.linalg.norm(exact) for exact in found["exact"] if exact is not None)
     for exact, near, first in zip(found["exact"], found["difference"], first_order):
         if exact is not None:
-            assert np.linalg.norm(near - exact) <= 1e-6 * np.linalg.norm(exact)
-    assert any(
-        e is not None and np.abs(e - f).max() > 1e-3 * np.abs(e).max()
-        for e, f in zip(found["exact"], first_order)
-    )
+            assert np.linalg.norm(near - exact) <= 1e-6 * max(np.linalg.norm(exact), 1e-3 * whole)
+            moved = moved or np.linalg.norm(exact - first) > 1e-2 * np.linalg.norm(exact)
+    assert moved
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,13 @@ class Last(nn.Layer):
 def test_what_paddle_gets_wrong_is_refused_by_name(float64):
     """Stock batch norm under Paddle's composite gradients: per cents off, without a word."""
     paddle.seed(2)
-    layer = nn.Sequential(nn.Conv2D(2, 4, 3), nn.BatchNorm2D(4), nn.Tanh(), nn.AdaptiveAvgPool2D(1), Last())
+    layer = nn.Sequential(
+        twice_differentiable(nn.Conv2D(2, 4, 3)),
+        nn.BatchNorm2D(4),
+        nn.Tanh(),
+        nn.AdaptiveAvgPool2D(1),
+        Last(),
+    )
     paddle.base.core.set_prim_eager_enabled(True)
     try:
         with pytest.raises(ValueError, match=r"second derivatives of 1 \(BatchNorm2D\) are wrong by"):

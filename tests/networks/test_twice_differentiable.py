@@ -326,13 +326,18 @@ def test_a_layer_computes_what_it_did(float64, name):
             np.testing.assert_allclose(after[key].numpy(), before[key].numpy(), rtol=1e-12, atol=1e-14)
 
 
+# By the input, and as a network's first layer, whose input is a constant.
+@pytest.mark.parametrize("constant", [False, True], ids=["inner", "first"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("name", CASES)
-def test_second_derivative_of_a_layer(float64, name, training):
+def test_second_derivative_of_a_layer(float64, name, training, constant):
     layer, x = build(name)
     twice_differentiable(layer)
     layer.train() if training else layer.eval()
-    tensors = [*trainable(layer).values(), x]
+    x.stop_gradient = constant
+    tensors = [*trainable(layer).values(), *([] if constant else [x])]
+    if not tensors:
+        return  # a layer without parameters does not matter there
     directions = directions_for(tensors)
     _, products = hessian_product(weighted(layer, x), tensors, directions)
 
