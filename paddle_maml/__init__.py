@@ -15,8 +15,12 @@ __version__ = "0.1.0"
 _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
+    "MLP": "networks.mlp",
     "EpisodeBuilder": "data.episodes",
-    "ImageSet": "data.episodes",
+    "meta_batch": "data.episodes",
+    "ImageSet": "data.images",
+    "SinusoidBuilder": "data.sinusoid",
+    "draw_synthetic": "data.synthetic",
     "UserError": "errors",
 }
 __all__ = list(_HOMES)

@@ -3,28 +3,26 @@ networks for one-shot image recognition". Theirs are composed of a rotation, she
 the entries of the affine map are drawn themselves.
 
 The rule, complete enough to make the same copies in any language (all integers are exact; `below` is that of
-episodes.py):
+draws.py):
 
 1. The words of class c, its place among all sorted classes, are those of Philox with the key (2015, c).
 2. For copy k = 1, 2, ... and in it for each drawer in order, six draws: a, b, c, d = below(2 * 51 + 1) - 51,
-then
-   y, x = below(2 * 6 + 1) - 6.
+   then y, x = below(2 * 6 + 1) - 6.
 3. The copy's pixel (row i, column j) is the drawing's pixel at
        row    s + y + (256 + a) * (i - s) / 256 + b * (j - s) / 256,
        column s + x + c * (i - s) / 256 + (256 + d) * (j - s) / 256,     s = (side - 1) / 2,
    each rounded to the nearest whole number, halves up; outside the drawing there is paper.
 
 So each entry of the affine matrix is off by up to 0.2, and the drawing moves by up to 6 of 105 pixels; ink
-stays ink and paper paper. An
-episode may hold a drawing and its copy, or two copies, also one as support and one as query image: in
-    training alone.
+stays ink and paper paper. An episode may hold a drawing and its copy, or two copies, also one as support and
+one as query image: in training alone.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from .episodes import Draws, philox_words
+from .draws import Draws, philox_words
 
 SEED = 2015
 MOST_SLOPE, MOST_SHIFT = 51, 6  # in 1/256, and in pixels

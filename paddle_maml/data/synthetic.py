@@ -15,7 +15,8 @@ import numpy as np
 
 from ..errors import UserError
 from .distortion import with_distorted_copies
-from .episodes import Draws, ImageSet, check_seed, philox_words
+from .draws import Draws, check_seed, philox_words
+from .images import ImageSet
 from .preprocessing import check_rule, resize
 
 DRAWERS = 20
@@ -71,16 +72,10 @@ def _draw_alphabet(seed, number, characters):
 
 
 class _Hand(Draws):
-    """Draws of real numbers from the words of one alphabet."""
+    """Draws from the words of one alphabet."""
 
     def __init__(self, seed, number):
         super().__init__(philox_words(seed, number))
-
-    def uniform(self, low, high, shape=()):
-        """Uniform in [low, high), with the 53 upper bits of a word."""
-        count = int(np.prod(shape))
-        unit = np.array([next(self._words) >> 11 for _ in range(count)], dtype=np.float64) * 2.0**-53
-        return low + (high - low) * unit.reshape(shape)
 
     def normal(self, deviation, shape=()):
         """About normal, with mean 0: the sum of three numbers uniform in [-1, 1) has the variance 1."""

@@ -8,7 +8,8 @@ import dataclasses
 
 import numpy as np
 
-from ..data.episodes import EpisodeBuilder, alphabet_of, meta_batch
+from ..data.episodes import EpisodeBuilder, meta_batch
+from ..data.images import alphabet_of
 from ..errors import UserError
 from ..files import write_together
 from ..report.log import ANALYSIS, json_file

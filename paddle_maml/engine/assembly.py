@@ -9,7 +9,8 @@ import platform
 import numpy as np
 import paddle
 
-from ..data.episodes import EpisodeBuilder, ImageSet
+from ..data.episodes import EpisodeBuilder
+from ..data.images import ImageSet
 from ..data.omniglot import class_names, load_omniglot
 from ..data.splits import OMNIGLOT_RULES, split_classes
 from ..data.synthetic import draw_synthetic

@@ -9,7 +9,7 @@ import pytest
 
 from paddle_maml.data import distortion
 from paddle_maml.data.distortion import with_distorted_copies
-from paddle_maml.data.episodes import Draws, philox_words
+from paddle_maml.data.draws import Draws, philox_words
 from paddle_maml.data.synthetic import draw_synthetic
 from paddle_maml.engine.assembly import load_images, load_training_images
 from paddle_maml.engine.settings import settings_from_preset

@@ -1,0 +1,180 @@
+"""A perceptron, computed for T tasks side by side, each with parameters of its own.
+
+Finn et al. 2017 use two: for Omniglot without convolutions four hidden layers of 256, 128, 64 and 64 units,
+each with batch norm and ReLU (section 5.2); for sinusoids two of 40 units with ReLU alone (section 5.1).
+"""
+
+from __future__ import annotations
+
+import math
+
+import paddle
+from paddle import nn
+from paddle.nn.initializer import Constant, TruncatedNormal
+
+from ..kernels.operators import affine_rows, matmul, sum_rows
+
+EPSILON = 1e-5  # of batch norm, as in Paddle's and PyTorch's layers
+WEIGHT_DEVIATION = 0.01
+
+
+class _Linear(nn.Layer):
+    def __init__(self, in_features, out_features):
+        super().__init__()
+        self.weight = self.create_parameter(
+            [in_features, out_features], default_initializer=TruncatedNormal()
+        )
+        # Scaled here: Paddle 2.6 cuts off at two deviations, Paddle 3 at +-2 whatever the deviation is.
+        self.weight.set_value(self.weight * WEIGHT_DEVIATION)
+        self.bias = self.create_parameter([out_features], is_bias=True)
+
+
+class _Norm(nn.Layer):
+    def __init__(self, features):
+        super().__init__()
+        self.weight = self.create_parameter([features], default_initializer=Constant(1.0))
+        self.bias = self.create_parameter([features], is_bias=True)
+
+
+class MLP(nn.Layer):
+    """A perceptron: each hidden layer is linear, batch norm, ReLU; the last layer is linear.
+
+    Batch norm always uses the statistics of the inputs passed together, in testing too (transductive). It
+    takes out again what a bias before it adds: those biases are kept for the list of parameters of Finn et
+    al.'s code, and never added.
+
+    The weights begin as in that code: normal with deviation 0.01, cut off at two deviations; the biases at 0.
+    Batch norm here has a scale and a shift, both adapted; in that code it has the shift alone, which the
+    inner loop leaves as it is.
+
+    Args:
+        in_features: numbers of an input, such as 784 for an image of 28x28.
+        hidden: units of each hidden layer.
+        n_outputs: outputs, such as the classes of a task.
+        batch_norm: whether the hidden layers have batch norm.
+
+    Raises:
+        ValueError: a size is below 1.
+    """
+
+    exact, together = True, 32  # see `TaskNetwork`
+
+    def __init__(
+        self,
+        in_features: int,
+        hidden: tuple[int, ...] = (256, 128, 64, 64),
+        n_outputs: int = 5,
+        batch_norm: bool = True,
+    ):
+        super().__init__()
+        sizes = [in_features, *hidden, n_outputs]
+        names = ["in_features"] + ["a hidden layer"] * len(hidden) + ["n_outputs"]
+        for name, size in zip(names, sizes):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, not {size}")
+        self.in_features, self.hidden, self.n_outputs = in_features, tuple(hidden), n_outputs
+        self.batch_norm = batch_norm
+        for number, (before, after) in enumerate(zip(sizes, sizes[1:]), 1):
+            self.add_sublayer(f"linear{number}", _Linear(before, after))
+            if batch_norm and number <= len(hidden):
+                self.add_sublayer(f"norm{number}", _Norm(after))
+        idle = [f"linear{number}.bias" for number in range(1, len(hidden) + 1)] if batch_norm else []
+        #: The parameters that matter to the outputs, one for each tensor of theta.
+        self.theta_names = [name for name, _ in self.named_parameters() if name not in idle]
+
+    def forward(self, x, params=None):
+        """Outputs.
+
+        Args:
+            x: inputs (N, ...) with `in_features` numbers each, or (T, N, ...) for T tasks. Without `params`,
+                x is taken as (N, ...) where it can be both.
+            params: tensors shaped and ordered as `parameters()`, with a leading T where x has one; the
+                layer's own if None.
+
+        Returns:
+            (N, n_outputs) or (T, N, n_outputs).
+
+        Raises:
+            ValueError: inputs or parameters of another shape.
+        """
+        if params is None:
+            single = x.ndim > 1 and math.prod(x.shape[1:]) == self.in_features
+        else:
+            single = params[0].ndim == self.parameters()[0].ndim
+        prepared = self.prepare(x.unsqueeze(0) if single else x)
+        if params is None:
+            theta = self.initial(prepared.shape[0])
+        else:
+            params = [p.unsqueeze(0) for p in params] if single else params
+            given = [tuple(p.shape) for p in params]
+            expected = [(prepared.shape[0], *p.shape) for p in self.parameters()]
+            if given != expected:
+                raise ValueError(
+                    "params must be shaped as parameters(), with a leading axis of tasks where the inputs "
+                    f"have one, {[shape[single:] for shape in expected]}, "
+                    f"not {[shape[single:] for shape in given]}"
+                )
+            theta = self.theta_of(params)
+        outputs = self.outputs(prepared, theta)
+        return outputs.squeeze(0) if single else outputs
+
+    # What follows makes it a `TaskNetwork`.
+
+    def prepare(self, x):
+        """Inputs (T, N, ...) as rows (T, N, in_features). Raises ValueError for another number."""
+        if x.ndim < 3 or math.prod(x.shape[2:]) != self.in_features:
+            raise ValueError(
+                f"inputs must be (N, ...) with {self.in_features} numbers each, with or without a leading "
+                f"axis of tasks, not {tuple(x.shape)}"
+            )
+        return x.reshape([*x.shape[:2], self.in_features])
+
+    def initial(self, tasks: int):
+        """theta_0: the layer's own parameters for each of so many tasks, tensors (tasks, ...), those with one
+        number for each unit (tasks, 1, units)."""
+        theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
+        return [p.expand([tasks, *p.shape[1:]]) for p in theta]
+
+    def outputs(self, prepared, theta, statistics_of=None):
+        """Outputs (T, N, n_outputs) of prepared inputs; batch norm with their statistics, or with those of
+        other prepared inputs."""
+        theta = iter(theta)
+        # The last of the streams is the batch whose statistics count.
+        streams = [prepared] if statistics_of is None else [prepared, statistics_of]
+        for _ in self.hidden:
+            weight = next(theta)
+            streams = [matmul(rows, weight) for rows in streams]
+            if self.batch_norm:
+                streams = _normalise(streams, next(theta), next(theta))
+            else:
+                bias = next(theta)
+                streams = [affine_rows(rows, paddle.ones_like(bias), bias) for rows in streams]
+            streams = [nn.functional.relu(rows) for rows in streams]
+        weight, bias = theta
+        return matmul(streams[0], weight) + bias
+
+    def parameters_of(self, theta):
+        """Theta laid out as `parameters()`, with a leading T."""
+        given = dict(zip(self.theta_names, theta))
+        tasks = theta[0].shape[0]
+        return [
+            given[name].reshape([tasks, *p.shape]) if name in given else p.detach().expand([tasks, *p.shape])
+            for name, p in self.named_parameters()
+        ]
+
+    def theta_of(self, params):
+        """The inverse of `parameters_of`."""
+        named = {name: p for (name, _), p in zip(self.named_parameters(), params)}
+        chosen = [named[name] for name in self.theta_names]
+        return [p.unsqueeze(1) if p.ndim == 2 else p for p in chosen]
+
+
+def _normalise(streams, scale, shift):
+    """Batch norm of several (T, N, C) with the statistics of the last of them."""
+    count = streams[-1].shape[1]
+    mean = sum_rows(streams[-1]) / count
+    # Deviations first: rows * scale + (shift - mean * scale) would cancel where a unit is nearly constant.
+    streams = [affine_rows(rows, paddle.ones_like(mean), -mean) for rows in streams]
+    variance = sum_rows(streams[-1] * streams[-1]) / count
+    scale = scale * paddle.rsqrt(variance + EPSILON)
+    return [affine_rows(rows, scale, shift) for rows in streams]
