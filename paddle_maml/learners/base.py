@@ -40,7 +40,7 @@ class Learner(nn.Layer):
         object.__setattr__(self, "network", task_network(net))
         self.objective: Objective = objective(loss)
         self.on_cpu = paddle.get_device() == "cpu"
-        self.chunk = chunk or ((self.network.together or 1) if self.on_cpu else GPU_TOGETHER)
+        self.chunk = chunk or (self.network.together if self.on_cpu else GPU_TOGETHER)
         self._optimizer = optimizer
 
     def meta_loss(self, x_spt, y_spt, x_qry, y_qry):

@@ -41,8 +41,8 @@ def maml_loss(loss, theta, support, query, inner_steps, inner_lr, order=2):
     return loss(theta, *query)
 
 
-# Of large query sets few stay best in the cache of a CPU: 150 images of 5-way tasks with 15 a class.
-CPU_QUERY_TASKS, CPU_QUERY_IMAGES = 2, 150
+# Query sets side by side at least, however large they are.
+CPU_QUERY_TASKS = 2
 # Every inner step's parameters are kept. Where steps are many, half as many tasks take the memory of few
 # steps.
 MANY_STEPS = 8
@@ -246,7 +246,9 @@ class MetaLearner(Learner):
 
     def _queries(self, x, y):
         """The query sets of a chunk in smaller chunks, each with the slice of tasks that it is of."""
-        together = max(CPU_QUERY_TASKS, CPU_QUERY_IMAGES // x.shape[1]) if self.on_cpu else x.shape[0]
+        together, most = x.shape[0], self.network.inputs_together
+        if self.on_cpu and most:
+            together = max(CPU_QUERY_TASKS, most // x.shape[1])
         parts = [slice(start, start + together) for start in range(0, x.shape[0], together)]
         return [(part, self._set(x[part], y[part])) for part in parts]
 

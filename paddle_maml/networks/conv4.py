@@ -119,7 +119,7 @@ class MAML(nn.Layer):
     # out for the products of operators.py, so that nothing is transposed inside the inner loop. A gradient
     # step is the same in both layouts.
 
-    together, exact = 8, True
+    exact, together, inputs_together = True, 8, 150
 
     def initial(self, tasks):
         """theta_0: for each block the convolution (tasks, 9 * C, width), the scale and the shift of batch

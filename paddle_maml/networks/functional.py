@@ -28,7 +28,7 @@ class Functional:
         ValueError: the layer has no parameters that could be adapted.
     """
 
-    together = 1
+    together, inputs_together = 1, None
 
     def __init__(self, layer: nn.Layer):
         self.layer = layer

@@ -57,7 +57,7 @@ class MLP(nn.Layer):
         ValueError: a size is below 1.
     """
 
-    exact, together = True, 32  # see `TaskNetwork`
+    exact, together, inputs_together = True, 32, None  # see `TaskNetwork`
 
     def __init__(
         self,

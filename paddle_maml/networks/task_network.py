@@ -18,13 +18,15 @@ class TaskNetwork(Protocol):
 
     Attributes:
         theta_names: the parameter that each tensor of theta holds.
-        together: tasks that are best computed side by side on a CPU, or None where nothing is known.
+        together: tasks that are best computed side by side on a CPU.
+        inputs_together: inputs, over these tasks, that stay best in the cache of a CPU; None for any number.
         exact: whether its second derivatives are known to be exact; where not, a learner that relies on them
             holds one against differences first.
     """
 
     theta_names: list[str]
-    together: int | None
+    together: int
+    inputs_together: int | None
     exact: bool
 
     def prepare(self, x: paddle.Tensor) -> Any:

@@ -6,7 +6,6 @@ import pytest
 import reference_torch as reference
 
 from paddle_maml import MAML, MetaLearner
-from paddle_maml.learners import maml as learner_module
 from paddle_maml.learners.maml import maml_loss
 from paddle_maml.networks.plain_conv4 import plain_conv4
 
@@ -229,7 +228,7 @@ def test_chunks_do_not_change_the_result(float64, monkeypatch):
     results = []
     # The last has its query sets in parts of their own.
     for chunk, query_images in ((1, 150), (2, 150), (5, 150), (5, 1)):
-        monkeypatch.setattr(learner_module, "CPU_QUERY_IMAGES", query_images)
+        monkeypatch.setattr(MAML, "inputs_together", query_images)
         learner = small_learner(order=2, inner_steps=2, chunk=chunk, learn_inner_lr=True)
         scores = learner.finetune(*reference.make_episodes())
         loss, accuracy = learner.meta_loss(*reference.make_episodes(), step_weights=[0.0, 0.3, 0.7])
