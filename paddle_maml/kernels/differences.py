@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Callable
 
 import paddle
 
-# Of the parameters' length, by dtype: rounding, which grows as the step shrinks, against the bend of the
-# gradient, and against the kinks of ReLU and pooling, which a longer step crosses more of.
-_STEPS = {paddle.float32: 3e-3, paddle.float64: 1e-6}
+# Of the parameters' length, by dtype. Rounding grows as the step shrinks; a longer step feels how the
+# gradient bends, and above all crosses more kinks of ReLU and pooling, where the gradient jumps.
+STEPS = {paddle.float64: 3e-8, paddle.float32: 3e-3}
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    """Tensors that a network makes for itself are of that dtype inside."""
+    before = paddle.get_default_dtype()
+    paddle.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        paddle.set_default_dtype(before)
+
+
+def floating(tensor: paddle.Tensor, dtype) -> paddle.Tensor:
+    """The tensor in a floating dtype, if it is floating; whole numbers stay."""
+    return tensor.astype(dtype) if paddle.is_floating_point(tensor) else tensor
 
 
 def hessian_by_differences(
@@ -25,7 +42,7 @@ def hessian_by_differences(
         vectors: v, a list of tensors shaped as theta.
         step: the length of e v as a share of theta's; by default what suits the dtype.
     """
-    step = step or _STEPS[theta[0].dtype]
+    step = step or STEPS[theta[0].dtype]
     with paddle.no_grad():
         length, reach = _length(vectors), _length(theta)
         still = length == 0

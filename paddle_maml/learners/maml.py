@@ -21,8 +21,8 @@ import numpy as np
 import paddle
 from paddle import nn
 
-from ..kernels.differences import hessian_by_differences
-from ..networks.culprit import TOLERANCE, culprit, exact_product, product_error
+from ..kernels.differences import default_dtype, floating, hessian_by_differences
+from ..networks.culprit import TOLERANCE, culprit, exact_product, leaves, precise, product_error
 from .base import Learner
 
 
@@ -288,7 +288,7 @@ class MetaLearner(Learner):
         A dict `graphs` is given the gradients of the last steps, by step, so that they can be differentiated;
         a dict `draws` the random state before each step, so that dropout can be repeated.
         """
-        theta, steps = _leaves(theta), self.inner_steps if steps is None else steps
+        theta, steps = leaves(theta), self.inner_steps if steps is None else steps
         if steps < 0:
             raise ValueError(f"steps must not be negative, not {steps}")
         yield theta
@@ -300,7 +300,7 @@ class MetaLearner(Learner):
             if keep:
                 graphs[step] = gradient
             with paddle.no_grad():
-                theta = _leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
+                theta = leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
             yield theta
 
     # -------------------------------------------------------------------------------------- the meta-gradient
@@ -309,7 +309,7 @@ class MetaLearner(Learner):
         """Sums over the tasks of loss and score, and the loss's gradient by theta."""
         losses, scores, gradients = [], [], []
         for part, query in queries:
-            own = _leaves([p[part] for p in theta])
+            own = leaves([p[part] for p in theta])
             with paddle.enable_grad():
                 loss, outputs = self._loss(own, query)
                 gradient = paddle.grad(loss.sum(), own, allow_unused=True)
@@ -329,17 +329,14 @@ class MetaLearner(Learner):
         for step in reversed(range(self.inner_steps)):
             theta, backward = thetas[step], vector
 
-            def gradient_at(point, create_graph=False, draw=draws[step]):
-                with _same_draws(draw):
-                    return self._gradient(point, support, create_graph)
-
             gradient = None if graphs is None else graphs.pop(step, None)
             if gradient is None and (graphs is not None or self.inner_rates is not None):
-                gradient = gradient_at(theta, create_graph=graphs is not None)
+                with _same_draws(draws[step]):
+                    gradient = self._gradient(theta, support, create_graph=graphs is not None)
             if order == 2:
                 scaled = [rate * v for rate, v in zip(self._rates(step), vector)]
                 if graphs is None:
-                    product = hessian_by_differences(lambda point: gradient_at(_leaves(point)), theta, scaled)
+                    product = self._product_by_differences(theta, scaled, x_spt, y_spt, draws[step])
                 else:
                     product = exact_product(gradient, theta, scaled)
                 backward = [v - p for v, p in zip(vector, product)]
@@ -356,17 +353,35 @@ class MetaLearner(Learner):
         sums = [loss, score] + [v.sum(axis=0, keepdim=True) for v in vector]
         return sums + ([paddle.stack(rate_gradients)] if rate_gradients else [])
 
+    # --------------------------------------------------------------------------------- second derivatives
+
+    def _gradient_of(self, x_spt, y_spt, draws=None):
+        """The gradient of the support loss as a function (theta, create_graph), in theta's dtype."""
+        draws = draws or paddle.get_rng_state()
+
+        def gradient_of(point, create_graph=False):
+            dtype = point[0].dtype
+            with default_dtype(dtype), _same_draws(draws):
+                support = self._set(floating(x_spt, dtype), floating(y_spt, dtype))
+                return self._gradient(leaves(point) if not create_graph else point, support, create_graph)
+
+        return gradient_of
+
+    def _product_by_differences(self, theta, vectors, x_spt, y_spt, draws):
+        """The Hessian of the support loss times vectors, computed in float64 where the network can."""
+        gradient_of = self._gradient_of(x_spt, y_spt, draws)
+        point = precise(gradient_of, theta)
+        product = hessian_by_differences(gradient_of, point, [v.astype(point[0].dtype) for v in vectors])
+        return [h.astype(p.dtype) for h, p in zip(product, theta)]
+
     def _hold_against_differences(self, x_spt, y_spt):
         """ValueError, naming the layer at fault, unless a Hessian-vector product of one task is right."""
-        support, theta = self._set(x_spt, y_spt), _leaves(self._initial(1))
-        self._gradient(theta, support)  # what fails here is no matter of second derivatives
-
-        def gradient_of(point, create_graph):
-            return self._gradient(point, support, create_graph)
-
+        gradient_of, theta = self._gradient_of(x_spt, y_spt), self._initial(1)
+        gradient_of(theta)  # what fails here is no matter of second derivatives
+        point = precise(gradient_of, theta)
         try:
-            error = product_error(gradient_of, theta)
-            if error <= TOLERANCE[theta[0].dtype]:
+            error = product_error(gradient_of, point)
+            if error <= TOLERANCE[point[0].dtype]:
                 self._held_against_differences = True
                 return
             problem, cause = f"are wrong by {error:.1%} in this Paddle", None
@@ -428,13 +443,6 @@ def _adapts(names, adapted):
     if not any(chosen):
         raise ValueError(f"adapted chooses none of the parameters {', '.join(names)}")
     return chosen
-
-
-def _leaves(tensors):
-    leaves = [tensor.detach() for tensor in tensors]
-    for leaf in leaves:
-        leaf.stop_gradient = False
-    return leaves
 
 
 @contextlib.contextmanager

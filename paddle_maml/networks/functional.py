@@ -7,6 +7,7 @@ import contextlib
 import paddle
 from paddle import nn
 
+from ..kernels.differences import floating
 from .twice_differentiable import TESTED
 
 _BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
@@ -82,10 +83,11 @@ class Functional:
 
     @contextlib.contextmanager
     def using(self, theta):
-        """The layer with these tensors as its parameters, in the order of `theta_names`, and with copies of
-        its buffers; whatever happens, its own are there again in the end."""
+        """The layer with these tensors (without T) as its parameters, in the order of `theta_names`, and with
+        copies of its buffers; whatever happens, its own are there again in the end."""
         stand_ins = dict(zip(map(id, self._own), theta))
-        stand_ins.update((id(tensor), tensor.detach().clone()) for tensor in self._state)
+        # Of theta's dtype too, which may be another than the layer's.
+        stand_ins.update((id(t), floating(t.detach().clone(), theta[0].dtype)) for t in self._state)
         try:
             for place, key, tensor in self._places:
                 place[key] = stand_ins[id(tensor)]

@@ -141,7 +141,7 @@ def test_differences_are_near_the_exact_product(float64):
 @pytest.mark.parametrize(
     "make, name",
     [
-        (convolutional, r"0 \(Conv2D\)"),
+        (convolutional, r"3 \(MaxPool2D\)"),
         (
             lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.LayerNorm(8), nn.Linear(8, 3)),
             r"2 \(LayerNorm\)|0 \(Flatten\)",
@@ -181,6 +181,41 @@ def test_what_paddle_gets_wrong_is_refused_by_name(float64):
             MetaLearner(layer, order=2).meta_loss(*tasks(2, 6, 6))
     finally:
         paddle.base.core.set_prim_eager_enabled(False)
+
+
+def test_a_network_of_many_kinks_in_float32_is_trusted_and_differences_are_near():
+    """Both compute their differences in float64, where steps are short enough to cross no kink."""
+    layer, arrays = (
+        twice_differentiable(convolutional()),
+        [a.astype("float32") if a.dtype == float else a for a in tasks(1, 8, 8)],
+    )
+    found = {}
+    for hessian in ("exact", "difference"):
+        _, found[hessian] = gradients(
+            MetaLearner(layer, inner_steps=3, inner_lr=0.1, hessian=hessian), arrays
+        )
+    whole = max(np.linalg.norm(exact) for exact in found["exact"] if exact is not None)
+    for exact, near in zip(found["exact"], found["difference"]):
+        if exact is not None:
+            assert near.dtype == np.float32
+            assert np.linalg.norm(near - exact) <= 1e-4 * max(np.linalg.norm(exact), 0.01 * whole)
+
+
+@pytest.mark.slow
+def test_resnet18_of_first_order_trains_and_of_second_is_refused_by_name():
+    paddle.seed(6)
+    net = paddle.vision.models.resnet18(num_classes=5)
+    random, arrays = np.random.RandomState(0), []
+    for _ in range(2):
+        arrays += [random.standard_normal((2, 5, 3, 84, 84)).astype("float32"), np.tile(np.arange(5), (2, 1))]
+    learner = MetaLearner(net, order=1, inner_steps=1, inner_lr=0.01)
+    losses = [float(learner(*arrays)[1][0]) for _ in range(2)]
+    assert losses[1] < losses[0]
+    with pytest.raises(ValueError, match=r"second derivatives of maxpool \(MaxPool2D\) are missing"):
+        MetaLearner(net, order=2).meta_loss(*arrays)
+    # Its own forward calls paddle.flatten, which has none.
+    with pytest.raises(ValueError, match="of the forward of ResNet itself are missing"):
+        MetaLearner(twice_differentiable(net), order=2).meta_loss(*arrays)
 
 
 class OwnMaximum(nn.Layer):
