@@ -57,7 +57,8 @@ def run_command(command, argument):
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
         return _fail(
-            "There is not enough memory for these settings; lower --chunk, --distortions, or what makes the network or an episode large."
+            "There is not enough memory for these settings; lower --chunk, --distortions, or what makes "
+            "the network or an episode large."
         )
     except Interrupted as stop:
         if not started_rank():
@@ -118,10 +119,14 @@ def _complain(text):
 
 
 _MACHINE = {
-    errno.EPIPE: "Nobody reads the output any more, so this ends: write it to a file instead; a training run continues with --resume.",
-    errno.ENOSPC: "The disk is full{place}: free some space; a training run that has begun continues with --resume.",
-    errno.EDQUOT: "The disk quota is used up{place}: free some space; a training run that has begun continues with --resume.",
-    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a training run that has begun continues with --resume.",
+    errno.EPIPE: "Nobody reads the output any more, so this ends: write it to a file instead; a training "
+    "run continues with --resume.",
+    errno.ENOSPC: "The disk is full{place}: free some space; a training run that has begun continues with "
+    "--resume.",
+    errno.EDQUOT: "The disk quota is used up{place}: free some space; a training run that has begun "
+    "continues with --resume.",
+    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a training run that has "
+    "begun continues with --resume.",
     errno.EROFS: "The file system is read-only{place}: choose another folder.",
     errno.EACCES: "Permission is missing{place}: choose another folder or change its permissions.",
     errno.EPERM: "Permission is missing{place}: choose another folder or change its permissions.",
@@ -171,7 +176,8 @@ def _train(arguments):
     if launched():
         if settings.processes not in (None, 1):
             raise UserError(
-                f"processes is {settings.processes}, but the launcher has started the processes already; leave it out."
+                f"processes is {settings.processes}, but the launcher has started the processes already; "
+                "leave it out."
             )
         return _train_one(settings)
     device = select_device(settings.device, announce=lambda line: None)
@@ -180,7 +186,8 @@ def _train(arguments):
         return _train_one(settings)
     if device != "cpu" and (settings.device != "auto" or processes > gpu_count()):
         raise UserError(
-            f"processes is {processes} with device {settings.device}, but each process takes a GPU of its own and {gpu_count()} "
+            f"processes is {processes} with device {settings.device}, but each process takes a GPU of its "
+            f"own and {gpu_count()} "
             "can be seen: use --device auto and as many processes at most."
         )
     # What can be refused is refused here, once, and the images are cached before all processes want them.
@@ -262,11 +269,13 @@ def _evaluate(arguments):
     seen = assembly.classes_trained_on(origin, settings, part) if part != "train" else 0
     if seen:
         print(
-            f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little."
+            f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on "
+            "it says little."
         )
     elif seen is None:
         print(
-            "Note: it is not known which classes these weights were trained on, as of any file of weights on its own; if on classes of this "
+            "Note: it is not known which classes these weights were trained on, as of any file of weights "
+            "on its own; if on classes of this "
             "split, their accuracy on it says little."
         )
     about = {
@@ -290,7 +299,8 @@ def _refuse_other_network(given, trained):
     for name in ("n_way", "architecture", "width", "image_size"):
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
-                f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out."
+                f"{flag(name)} is {given[name]}, but these weights are of a network with "
+                f"{getattr(trained, name)}: leave it out."
             )
 
 

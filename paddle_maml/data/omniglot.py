@@ -214,7 +214,10 @@ def _mounts():
 
 def _advice(folder):
     zips = " and ".join(f"{part}.zip" for part in PARTS)
-    return f"get {zips} from {HOME}, folder python, and put them into {folder}, or name their folder with --data-dir or OMNIGLOT_DIR"
+    return (
+        f"get {zips} from {HOME}, folder python, and put them into {folder}, or name their folder with "
+        "--data-dir or OMNIGLOT_DIR"
+    )
 
 
 def _sources_in(path):
@@ -320,7 +323,8 @@ def _decode(sources, preprocessing, image_size, distortions):
     if drawings_digest.hexdigest() != DRAWINGS_DIGEST:
         where = " and ".join(map(str, sources))
         raise UserError(
-            f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips again from {HOME}."
+            f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips "
+            f"again from {HOME}."
         )
     return images
 
@@ -336,14 +340,16 @@ def _places(sources, stack):
             image = (name, int(drawer))
             if image not in expected or image in places:
                 raise UserError(
-                    f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: use Omniglot as published."
+                    f"{where} is {'there twice' if image in places else 'not an image of Omniglot'}: use "
+                    "Omniglot as published."
                 )
             places[image] = (where, read)
     missing = sorted(expected - places.keys())
     if missing:
         name, drawer = missing[0]
         raise UserError(
-            f"{' and '.join(map(str, sources))}: {len(missing)} of {len(expected)} images are missing, the first is {name}, drawer {drawer:02d}: "
+            f"{' and '.join(map(str, sources))}: {len(missing)} of {len(expected)} images are missing, the "
+            f"first is {name}, drawer {drawer:02d}: "
             f"get the zips again from {HOME}."
         )
     return places
@@ -358,7 +364,8 @@ def _read_drawing(where, read):
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
             if image.size != (SIDE, SIDE):
                 raise UserError(
-                    f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: use Omniglot as published."
+                    f"{where} is {image.width}x{image.height} pixels, not {SIDE}x{SIDE}: use Omniglot as "
+                    "published."
                 )
             image.verify()
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
@@ -386,7 +393,8 @@ def _write_cache(folders, name, key, images):
             folder.mkdir(parents=True, exist_ok=True)
             return write_whole(folder / name, data.getbuffer())
     warnings.warn(
-        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are decoded anew each time.",
+        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are "
+        "decoded anew each time.",
         stacklevel=3,
     )
 
@@ -401,7 +409,8 @@ def _download(folders):
                 break
     else:
         raise UserError(
-            f"No folder for Omniglot can be written to ({', '.join(map(str, folders))}): {_advice('a folder')}."
+            f"No folder for Omniglot can be written to ({', '.join(map(str, folders))}): "
+            f"{_advice('a folder')}."
         )
     files = [folder / f"{part}.zip" for part in PARTS]
     for file, md5 in zip(files, PARTS.values()):
@@ -410,7 +419,8 @@ def _download(folders):
                 write_whole(file, fetch(f"{source.rstrip('/')}/{file.name}", md5))
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise UserError(
-                    f"Omniglot is not here and {file.name} could not be had from {source} ({error}): {_advice(folder)}, "
+                    f"Omniglot is not here and {file.name} could not be had from {source} ({error}): "
+                    f"{_advice(folder)}, "
                     "or set OMNIGLOT_URL to a mirror's folder."
                 ) from error
     return files

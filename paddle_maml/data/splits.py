@@ -89,12 +89,14 @@ def _require_omniglot(classes):
     missing, unknown = sorted(set(expected) - set(classes)), sorted(set(classes) - set(expected))
     if missing or unknown:
         raise UserError(
-            f"This split is for the {len(expected)} Omniglot classes, but {len(missing)} are missing and {len(unknown)} are unknown, "
+            f"This split is for the {len(expected)} Omniglot classes, but {len(missing)} are missing and "
+            f"{len(unknown)} are unknown, "
             f"the first is {(missing + unknown)[0]}."
         )
     if len(classes) != len(expected):
         raise UserError(
-            f"This split is for the {len(expected)} Omniglot classes, but {len(classes)} were given, some of them twice."
+            f"This split is for the {len(expected)} Omniglot classes, but {len(classes)} were given, some "
+            "of them twice."
         )
 
 

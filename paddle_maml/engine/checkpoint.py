@@ -33,7 +33,9 @@ class Origin(typing.NamedTuple):
     """Where weights come from."""
 
     settings: Settings  # of their run
-    trained_on: list  # what their run trains on (`Settings.trains_on`), and what the weights that it started from were trained on; or UNKNOWN
+    # What their run trains on (`Settings.trains_on`), and what the weights that it started from were trained
+    # on; or UNKNOWN.
+    trained_on: list
 
 
 def origin_of(settings, stored):
@@ -168,7 +170,8 @@ def read_states(path):
         beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
         if os.path.isfile(beside) and files.digest(beside) != digest:
             raise UserError(
-                f"{beside} is damaged: it is not what was written there; take another copy, or start again in another folder."
+                f"{beside} is damaged: it is not what was written there; take another copy, or start again "
+                "in another folder."
             )
     return states, settings_from_dict(states["settings"])
 
@@ -232,7 +235,10 @@ def load_weights(learner, path, fit=False):
             + (
                 "to start from them, train with --learn-inner-lr."
                 if fit
-                else "only its run's settings make them usable, so name the run or checkpoint folder, or weights that come with the library by --pretrained."
+                else (
+                    "only its run's settings make them usable, so name the run or checkpoint folder, or "
+                    "weights that come with the library by --pretrained."
+                )
             )
         )
     layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
@@ -297,7 +303,8 @@ def _check_shape(path, name, array, tensor):
     shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
     if shape != list(tensor.shape):
         raise UserError(
-            f"{path} belongs to another network: {name} has shape {shape} in the file, but {list(tensor.shape)} here; "
+            f"{path} belongs to another network: {name} has shape {shape} in the file, but "
+            f"{list(tensor.shape)} here; "
             "check n_way, width, image_size, architecture and inner_steps."
         )
     if array.dtype.kind != "f" or not np.isfinite(array).all():

@@ -105,7 +105,8 @@ def import_paddle():
     for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
         if not os.environ.get(name, "0").isdecimal():
             raise UserError(
-                f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let paddle.distributed.launch set it."
+                f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let "
+                "paddle.distributed.launch set it."
             )
     # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
     with signals_wait(), signals_go_to(signal.SIG_DFL):
@@ -166,7 +167,8 @@ def select_device(name="auto", announce=print):
         return _use(paddle, "cpu")
     if name != "auto" and not re.fullmatch(r"gpu(:\d+)?", name):
         raise UserError(f"device is {name!r}, but must be auto, cpu, or gpu:0 and so on.")
-    wanted = "gpu:" + os.environ.get("FLAGS_selected_gpus", "0").split(",")[0] if name == "auto" else name
+    given = os.environ.get("FLAGS_selected_gpus", "0")  # noqa: SIM112 - Paddle's name
+    wanted = "gpu:" + given.split(",")[0] if name == "auto" else name
     problem = _gpu_problem(paddle, wanted)
     if problem is None:
         return _use(paddle, wanted)

@@ -8,16 +8,19 @@ import numpy as np
 
 from ..data.episodes import meta_batch
 from ..errors import UserError
-from .parallel import Ranks
+from .parallel import ALONE
 
-NOTE = "transductive: batch norm uses the statistics of each episode's whole query set, as in the published protocols"
+NOTE = (
+    "transductive: batch norm uses the statistics of each episode's whole query set, as in the "
+    "published protocols"
+)
 
 
 class Diverged(UserError):
     """The adaptation to an episode went beyond all bounds."""
 
 
-def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
+def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
@@ -39,7 +42,8 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     accuracies, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
     if not np.isfinite(losses).all():
         raise Diverged(
-            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr."
+            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower "
+            "inner_lr."
         )
     means, intervals = mean_and_interval(accuracies)
     return {
@@ -54,7 +58,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     }
 
 
-def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
+def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
     """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
     inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
     steps = learner.inner_steps if steps is None else steps

@@ -129,6 +129,9 @@ class Ranks:
         return bool((self.sum_array(numbers) == number).all())
 
 
+ALONE = Ranks()
+
+
 @contextlib.contextmanager
 def _silence():
     """Discard what native code writes: Paddle lists flags that it changed itself."""
@@ -155,7 +158,8 @@ def _add_up(tensor):
     except Exception as error:
         # Gloo and NCCL raise many types when another rank is gone.
         raise UserError(
-            "Another process of the run has ended: continue from the last checkpoint with --resume, or start again."
+            "Another process of the run has ended: continue from the last checkpoint with --resume, or "
+            "start again."
         ) from error
 
 
@@ -182,7 +186,8 @@ def run_processes(function, arguments, count, device):
     # The processes import Paddle before any line of ours runs in them, so the environment must silence it,
     # and load zlib (__init__.py).
     environment = {
-        "PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model will be trained"
+        "PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your "
+        "model will be trained"
     }
     if sys.platform.startswith("linux") and paddle.version.major == "2":
         environment["LD_PRELOAD"] = "libz.so.1"
@@ -202,7 +207,8 @@ def run_processes(function, arguments, count, device):
     with signals_go_to(pass_on):
         try:
             os.environ.update(added)
-            multiprocessing.resource_tracker.ensure_running()  # it lets signals through again, so before they are made to wait
+            # It lets signals through again, so before they are made to wait.
+            multiprocessing.resource_tracker.ensure_running()
             with signals_wait():
                 # The processes inherit it, and import Paddle in peace.
                 group = dist.spawn(
@@ -227,7 +233,8 @@ def run_processes(function, arguments, count, device):
     if failed < 0:
         name = signal.Signals(-failed).name
         raise UserError(
-            f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, or start again."
+            f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, "
+            "or start again."
         )
     return failed
 

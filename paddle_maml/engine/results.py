@@ -112,13 +112,15 @@ def keep(run_folder, folder):
         raise UserError("The folder to keep the run in is '': name one.")
     if os.path.realpath(run_folder) == os.path.realpath(folder):
         raise UserError(
-            f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in."
+            f"The run's own folder {folder} is where its whole log is: name another one to keep the short "
+            "one in."
         )
     report, _ = finished_report(run_folder)
     for name in (METRICS, CURVE):
         if not os.path.isfile(os.path.join(run_folder, name)):
             raise UserError(
-                f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is missing of its end."
+                f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is "
+                "missing of its end."
             )
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
@@ -147,7 +149,8 @@ def table(folders):
             (report["seed"], 100 * test["accuracy"])
         )
         lines.append(
-            f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
+            f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± "
+            f"{100 * test['interval']:.2f} "
             f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
             f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |"
         )
@@ -157,7 +160,8 @@ def table(folders):
             mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
             seeds = ", ".join(map(str, seeds))
             lines.append(
-                f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |"
+                f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | "
+                f"{seeds} | | `{settings.command()}` |"
             )
     return "\n".join(lines)
 

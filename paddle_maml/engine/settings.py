@@ -97,7 +97,8 @@ class Settings:
     )
     distortions: int = _setting(
         0,
-        "distorted copies of each training image, which count as further images of its class (after Koch et al. "
+        "distorted copies of each training image, which count as further images of its class (after Koch "
+        "et al. "
         "2015)",
         "copies",
         _within(0, 20),
@@ -119,8 +120,10 @@ class Settings:
 
     start_from: str = _setting(
         None,
-        "weights to start from: a run folder, a file, or the name of weights that come with the library, also "
-        "those for more classes (the first n_way are taken) or other inner steps; default, where the preset has no "
+        "weights to start from: a run folder, a file, or the name of weights that come with the library, "
+        "also "
+        "those for more classes (the first n_way are taken) or other inner steps; default, where the "
+        "preset has no "
         "other, and none: fresh ones",
         "path or name",
         kind=str,
@@ -239,12 +242,14 @@ class Settings:
         # Who gives these expects an effect.
         if self.multi_step_iterations and self.inner_steps == 1:
             raise UserError(
-                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no earlier loss that could "
+                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no "
+                "earlier loss that could "
                 "count: leave it out, or raise inner_steps."
             )
         if self.first_order_iterations and self.order == 1:
             raise UserError(
-                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: leave it out, or set order "
+                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: "
+                "leave it out, or set order "
                 "to 2."
             )
 

@@ -41,11 +41,11 @@ from .assembly import (
 from .background import Ahead, Interrupted, StopRequest
 from .device import select_device
 from .evaluation import Diverged, evaluate
-from .parallel import Ranks, started_rank
+from .parallel import ALONE, Ranks, started_rank
 from .settings import Settings, flag
 
 
-def meta_gradient(learner, batch, share=1.0, ranks=Ranks(), **options):
+def meta_gradient(learner, batch, share=1.0, ranks=ALONE, **options):
     """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
 
     Args:
@@ -168,7 +168,8 @@ class _Run:
             and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))
         ):
             raise UserError(
-                f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
+                f"The processes of the run start from different weights; the output folder {self.folder} "
+                "must be one that all of "
                 "them see."
             )
         if not newest:
@@ -294,7 +295,8 @@ class _Run:
             )
         self.progress.note(evaluation_table(report["test"]))
         self.progress.note(
-            f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
+            f"Weights of meta-iteration {state.best_iteration}, the best of validation "
+            f"({state.best_accuracy:.2%}). "
             f"Report: {os.path.join(self.folder, REPORT)}"
         )
         return report
@@ -434,8 +436,10 @@ class _Run:
             and self.settings.iterations != stored_settings.iterations
         ):
             raise UserError(
-                f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
-                f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
+                f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in "
+                f"{self.folder} falls to 0 at "
+                f"{stored_settings.iterations}; a resumed run cannot change it: train further in another "
+                "folder, with "
                 f"{flag('start_from')} {shlex.quote(self.folder)}."
             )
         stored = {**stored, "trained_on": checkpoint.origin_of(stored_settings, stored).trained_on}
@@ -446,7 +450,8 @@ class _Run:
             setattr(self.state, field.name, value)
         if self.state.iteration > self.settings.iterations:
             raise UserError(
-                f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: "
+                f"iterations is {self.settings.iterations}, but the run in {self.folder} has done "
+                f"{self.state.iteration} already: "
                 f"ask for more, or choose another folder with {flag('output')}."
             )
         checkpoint.load_weights(self.learner, files[checkpoint.BEST])
@@ -467,7 +472,8 @@ class _Run:
                 False
             )  # nobody leaves before the checkpoint is whole: the end of one process ends the others
             raise Interrupted(
-                f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
+                f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py "
+                "--resume "
                 f"--output {shlex.quote(self.folder)}"
             )
 
@@ -502,7 +508,8 @@ def _held_back_episodes(settings, images):
         return evaluation_episodes(settings, images)
     except UserError as error:
         raise UserError(
-            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}"
+            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: "
+            f"{error}"
         ) from None
 
 
@@ -523,13 +530,15 @@ def start_weights(settings):
         # Its shapes may be the same.
         if origin and origin.settings.architecture != settings.architecture:
             raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of {flag('architecture')} "
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
+                f"{flag('architecture')} "
                 f"{origin.settings.architecture}: train that."
             )
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on "
+                f"{seen} classes that the split "
                 f"{settings.split_rule} holds back for validation and test: start from weights of that split."
             )
     return weights, origin
@@ -553,11 +562,13 @@ def refuse_other_run(settings):
     remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
     if settings.resume and remains and not newest:
         raise UserError(
-            f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another folder with {flag('output')}."
+            f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another "
+            f"folder with {flag('output')}."
         )
     if (newest or remains) and not settings.resume:
         raise UserError(
-            f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}."
+            f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder "
+            f"with {flag('output')}."
         )
 
 
@@ -567,5 +578,6 @@ def _refuse_other_settings(old, new):
         if before != now and not field.metadata["may_change"]:
             now, before = ("none" if value is None else value for value in (now, before))
             raise UserError(
-                f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it."
+                f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; "
+                "a resumed run cannot change it."
             )

@@ -60,7 +60,8 @@ class Progress:
         self._shown = now
         left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
         text = (
-            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  {episodes_per_second:.1f} episodes/s  "
+            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  "
+            f"{episodes_per_second:.1f} episodes/s  "
             f"{_clock(left)} left"
         )
         if not self._terminal:
@@ -120,7 +121,7 @@ class Metrics:
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
         write_whole(path, metrics_file(rows))
-        self._file = open(path, "a", newline="", encoding="utf-8")
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
     def add(self, **values):
@@ -216,7 +217,8 @@ def evaluation_table(result):
     lines = ["inner steps   accuracy            query loss"]
     for step in range(len(result["accuracy_per_step"])):
         lines.append(
-            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
+            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- "
+            f"{result['interval_per_step'][step]:6.2%}   "
             f"{result['loss_per_step'][step]:10.4f}"
         )
     lines.append(

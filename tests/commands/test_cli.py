@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_run import ROOT, TINY, call, options
@@ -45,7 +46,7 @@ def test_training_prints_the_report(run_folder):
         and "transductive" in output
         and "report.json" in output
     )
-    assert "Computing on the CPU: " in output or "gpu" in open(os.path.join(folder, "report.json")).read()
+    assert "Computing on the CPU: " in output or "gpu" in Path(folder, "report.json").read_text()
 
 
 def test_eval_of_a_run_folder_repeats_the_runs_test(run_folder, capfd, tmp_path):

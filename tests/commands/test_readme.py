@@ -120,7 +120,8 @@ def test_command(clone, command, request):
     needs_omniglot = "paddle_maml.data.omniglot" in command or "competition_5way_5shot" in command
     if needs_omniglot:
         pytest.skip(
-            "needs files of the user's own; what it calls is tested in test_omniglot.py and test_checkpoint.py"
+            "needs files of the user's own; what it calls is tested in test_omniglot.py and "
+            "test_checkpoint.py"
         )
     if "--gpus" in command:
         pytest.skip("needs two GPUs; the launcher on a CPU is tested in test_parallel.py")

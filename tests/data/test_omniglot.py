@@ -129,14 +129,14 @@ def zipped(files, path):
 
 
 def two_zips(pictures, folder):
-    for part, files in pictures.items():
-        zipped(files, folder / f"{part}.zip")
+    for part, entries in pictures.items():
+        zipped(entries, folder / f"{part}.zip")
     return folder
 
 
 def unpacked(pictures, folder):
-    for files in pictures.values():
-        for name, data in files.items():
+    for entries in pictures.values():
+        for name, data in entries.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     return folder
@@ -164,13 +164,28 @@ def changed(pictures, place, data):
 FIRST = "images_evaluation/Angelic/character01/0010_01.png"
 
 
-@pytest.mark.parametrize("form", [
-    lambda p, f: two_zips(p, f), lambda p, f: two_zips(p, f / "python").parent,
-    lambda p, f: unpacked(p, f), lambda p, f: unpacked(p, f / "python").parent, lambda p, f: two_zips(p, f) / "images_evaluation.zip",
-    lambda p, f: zipped({**p["images_background"], **p["images_evaluation"]}, f / "omniglot.zip"),
-    lambda p, f: zipped({f"deep/er/{n}": d for files in p.values() for n, d in files.items()}, f / "omniglot.zip").parent,
-    lambda p, f: zipped({f"x/{part}.zip": zipped(files, f / "t").read_bytes() for part, files in p.items()}, f / "o" / "omniglot.zip").parent,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "form",
+    [
+        lambda p, f: two_zips(p, f),
+        lambda p, f: two_zips(p, f / "python").parent,
+        lambda p, f: unpacked(p, f),
+        lambda p, f: unpacked(p, f / "python").parent,
+        lambda p, f: two_zips(p, f) / "images_evaluation.zip",
+        lambda p, f: zipped({**p["images_background"], **p["images_evaluation"]}, f / "omniglot.zip"),
+        lambda p, f: (
+            zipped(
+                {f"deep/er/{n}": d for files in p.values() for n, d in files.items()}, f / "omniglot.zip"
+            ).parent
+        ),
+        lambda p, f: (
+            zipped(
+                {f"x/{part}.zip": zipped(files, f / "t").read_bytes() for part, files in p.items()},
+                f / "o" / "omniglot.zip",
+            ).parent
+        ),
+    ],
+)
 def test_forms_of_a_folder_that_is_named(pictures, tmp_path, form, monkeypatch):
     folder = form(pictures, tmp_path / "given")
     check(load_omniglot(folder, image_size=105, cache_dir=tmp_path / "cache"))
@@ -223,14 +238,21 @@ def huge():
 
 
 @pytest.mark.parametrize("form", [two_zips, unpacked])
-@pytest.mark.parametrize("data, message", [
-    (None, "1 of 60 images are missing, the first is Angelic/character01, drawer 01"),
-    (b"", "0010_01.png.* is damaged"), (b"not a png", "0010_01.png.* is damaged"), (png(drawing(40))[:700], "0010_01.png.* is damaged"),
-    (damaged_pixels(), "0010_01.png.* is damaged"), (damaged_checksum(), "0010_01.png.* is damaged"),
-    (png(drawing(40)) + b"0" * 70000, "0010_01.png.* is damaged.*too many"),
-    (png(np.zeros((28, 105), np.uint8)), "0010_01.png.* is 105x28 pixels, not 105x105"), (huge(), "0010_01.png.* is 8000x8000 pixels"),
-    (png(drawing(99)), "not all are Omniglot's"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "data, message",
+    [
+        (None, "1 of 60 images are missing, the first is Angelic/character01, drawer 01"),
+        (b"", "0010_01.png.* is damaged"),
+        (b"not a png", "0010_01.png.* is damaged"),
+        (png(drawing(40))[:700], "0010_01.png.* is damaged"),
+        (damaged_pixels(), "0010_01.png.* is damaged"),
+        (damaged_checksum(), "0010_01.png.* is damaged"),
+        (png(drawing(40)) + b"0" * 70000, "0010_01.png.* is damaged.*too many"),
+        (png(np.zeros((28, 105), np.uint8)), "0010_01.png.* is 105x28 pixels, not 105x105"),
+        (huge(), "0010_01.png.* is 8000x8000 pixels"),
+        (png(drawing(99)), "not all are Omniglot's"),
+    ],
+)
 def test_a_wrong_image_is_named(pictures, tmp_path, form, data, message):
     form(changed(pictures, FIRST, data), tmp_path)
     with pytest.raises(UserError, match=message):
@@ -238,10 +260,14 @@ def test_a_wrong_image_is_named(pictures, tmp_path, form, data, message):
     assert not (tmp_path / "cache").exists()
 
 
-@pytest.mark.parametrize("extra, message", [
-    ("Klingon/character01/0010_01.png", "Klingon/character01/0010_01.png.*not an image of Omniglot"),
-    ("Angelic/character01/0010_21.png", "0010_21.png.*not an image of Omniglot"), ("Angelic/character01/0011_01.png", "0011_01.png.*there twice"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "extra, message",
+    [
+        ("Klingon/character01/0010_01.png", "Klingon/character01/0010_01.png.*not an image of Omniglot"),
+        ("Angelic/character01/0010_21.png", "0010_21.png.*not an image of Omniglot"),
+        ("Angelic/character01/0011_01.png", "0011_01.png.*there twice"),
+    ],
+)
 def test_an_image_too_many_is_named(pictures, tmp_path, extra, message):
     two_zips(pictures, tmp_path)
     zipped(
@@ -275,7 +301,10 @@ def test_a_named_folder_without_omniglot_is_an_error(pictures, tmp_path, monkeyp
     for folder in (tmp_path / "empty", tmp_path / "absent"):
         with pytest.raises(
             UserError,
-            match=f"There is no Omniglot in {folder}: get images_background.zip and images_evaluation.zip from https",
+            match=(
+                f"There is no Omniglot in {folder}: get images_background.zip and images_evaluation.zip "
+                "from https"
+            ),
         ):
             load_omniglot(folder)
     monkeypatch.setenv("OMNIGLOT_DIR", str(tmp_path / "empty"))
@@ -349,9 +378,15 @@ def test_another_source_is_decoded_anew(pictures, tmp_path, monkeypatch, form):
             load_omniglot(source, cache_dir=tmp_path / "cache")
 
 
-@pytest.mark.parametrize("spoil", [
-    lambda data: b"", lambda data: b"garbage", lambda data: data[: len(data) // 2], lambda data: data[:3000] + b"\x55" + data[3001:],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda data: b"",
+        lambda data: b"garbage",
+        lambda data: data[: len(data) // 2],
+        lambda data: data[:3000] + b"\x55" + data[3001:],
+    ],
+)
 def test_a_damaged_cache_is_made_again(pictures, tmp_path, spoil):
     two_zips(pictures, tmp_path / "given")
     file = tmp_path / "cache" / "omniglot-competition-105.npz"

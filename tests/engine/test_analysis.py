@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_learner import small_learner
 from tiny_run import options
 
-from paddle_maml import EpisodeBuilder, ImageSet
+from paddle_maml import MAML, EpisodeBuilder, ImageSet
 from paddle_maml.commands import cli
 from paddle_maml.engine import assembly, checkpoint, evaluation
 from paddle_maml.engine.analysis import (
@@ -24,6 +23,10 @@ from paddle_maml.engine.analysis import (
     predict_episodes,
 )
 from paddle_maml.learners.maml import MetaLearner
+
+
+def small_learner(**options):
+    return MetaLearner(MAML(n_way=5, width=4), **options)
 
 
 def predictions(said):

@@ -195,6 +195,7 @@ def test_the_readme_says_what_the_cards_of_the_weights_say():
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
     cards = {name: pretrained.look_up(name)[2]["test"] for name in pretrained.names()}
     assert own == {
-        f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± {100 * card['interval']:.2f}"
+        f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± "
+        f"{100 * card['interval']:.2f}"
         for card in cards.values()
     }

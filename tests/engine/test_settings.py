@@ -126,7 +126,8 @@ def test_the_command_of_settings_is_what_was_typed():
     )
     assert (
         settings.command()
-        == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+        == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations "
+        "5 --output runs/x"
     )
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
         assert (

@@ -552,7 +552,10 @@ def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path,
         "inner_steps": 3,
         "learn_inner_lr": True,
     }
-    sentence = "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"
+    sentence = (
+        "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the "
+        "split vinyals holds back"
+    )
     with pytest.raises(UserError, match=sentence):
         training.train(tiny(tmp_path / "run", **held_back))
     assert not (tmp_path / "run").exists()
