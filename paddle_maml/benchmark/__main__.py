@@ -9,11 +9,13 @@ import importlib.util
 import os
 import sys
 
-from ..commands.cli import run_command
+from ..commands.command_line import CommandLine
+from ..commands.running import run_command
 from ..engine.device import cores, import_paddle, select_device
-from ..engine.settings import CommandLine, settings_from_dict
+from ..engine.settings import settings_from_dict
 from ..errors import UserError
 from ..files import check_target
+from ..report.tables import write_json
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 from .worker import TURN
 
@@ -42,8 +44,6 @@ def main(arguments=None):
 
 
 def _benchmark(arguments):
-    from ..report.log import write_json
-
     parser = _parser()
     given = parser.parse(arguments)
     options = argparse.Namespace(**{name: given.pop(name) for name in list(given) if name not in _TASK})

@@ -3,19 +3,17 @@ on."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 
 import numpy as np
 import paddle
 
 from ..data.episodes import EpisodeBuilder, ImageSet
-from ..data.omniglot import class_names, load_omniglot
-from ..data.splits import OMNIGLOT_RULES, split_classes
+from ..data.omniglot import load_omniglot
+from ..data.splits import split_classes
 from ..data.synthetic import draw_synthetic
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
-from .checkpoint import UNKNOWN
 from .device import cores, processor
 
 
@@ -54,33 +52,6 @@ def _load(settings, distortions):
     return {
         part: images.subset(classes) for part, classes in split_classes(images.classes, rule).items()
     }, rule
-
-
-def classes_trained_on(origin, settings, part):
-    """How many classes of a part of the split weights were trained on, or those that they started from; None
-    if it is not known.
-
-    Args:
-        origin: the `Origin` of the weights; None if it is not known.
-        settings: `Settings` that say which split is meant.
-        part: "val" or "test".
-    """
-    names = set([UNKNOWN] if origin is None else origin.trained_on)
-    rules = {
-        dataclasses.replace(settings, dataset="omniglot", split_rule=rule).trains_on: rule
-        for rule in OMNIGLOT_RULES
-    }
-    held_back = (
-        set(split_classes(class_names(), settings.split_rule)[part])
-        if settings.dataset == "omniglot"
-        else set()
-    )
-    seen = {
-        name for known in names & set(rules) for name in split_classes(class_names(), rules[known])["train"]
-    } & held_back
-    # Drawn characters are none of Omniglot's, and always divided in the same way.
-    sure = names <= {*rules, dataclasses.replace(settings, dataset="synthetic").trains_on}
-    return len(seen) or (0 if sure else None)
 
 
 def make_learner(settings, images):

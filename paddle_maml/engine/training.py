@@ -12,37 +12,29 @@ import time
 import numpy as np
 import paddle
 
-from .. import pretrained
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
 from ..files import digest, lock_folder, write_whole
-from ..report.log import (
-    CURVE,
-    METRICS,
-    REPORT,
-    Metrics,
-    Progress,
-    Silence,
-    evaluation_table,
-    read_metrics,
-    require_visualdl,
-    write_json,
-)
+from ..report.log import METRICS, Metrics, Progress, Silence, read_metrics, require_visualdl
 from ..report.pictures import draw_curve, png
+from ..report.tables import CURVE, REPORT, evaluation_table, write_json
 from . import checkpoint
 from .assembly import (
-    classes_trained_on,
     describe,
     environment,
     evaluation_episodes,
     load_training_images,
     make_learner,
 )
-from .background import Ahead, Interrupted, StopRequest
+from .background import Ahead
 from .device import select_device
 from .evaluation import Diverged, evaluate
-from .parallel import ALONE, Ranks, started_rank
+from .parallel import ALONE, Ranks
+from .processes import started_rank
+from .provenance import UNKNOWN, fresh_weights_are_a_way_out, origin_of, start_weights
 from .settings import Settings, flag
+from .signals import Interrupted, StopRequest
+from .weights import load_weights, optimizer_state, set_optimizer_state, set_weights
 
 
 def meta_gradient(learner, batch, share=1.0, ranks=ALONE, **options):
@@ -190,17 +182,17 @@ class _Run:
             pass  # its weights will take the place of all others
         elif settings.start_from:
             weights, origin = start_weights(settings)
-            with _fresh_weights_are_a_way_out():
-                checkpoint.load_weights(self.learner, weights, fit=True)
+            with fresh_weights_are_a_way_out():
+                load_weights(self.learner, weights, fit=True)
             self.state.start_sha256 = digest(weights)
-            before = origin.trained_on if origin else [checkpoint.UNKNOWN]
-            unknown = checkpoint.UNKNOWN in before
+            before = origin.trained_on if origin else [UNKNOWN]
+            unknown = UNKNOWN in before
             said = f"Starting from {weights}" + (
                 "; which classes these weights were trained on is not known." if unknown else "."
             )
         elif settings.resume:
             said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
-        self.state.trained_on = checkpoint.origin_of(settings, {"trained_on": before}).trained_on
+        self.state.trained_on = origin_of(settings, {"trained_on": before}).trained_on
         self.builder = EpisodeBuilder(
             parts["train"],
             settings.n_way,
@@ -261,7 +253,7 @@ class _Run:
     def test(self, rule):
         """Test the best weights, write and return the report."""
         settings, state = self.settings, self.state
-        checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
+        set_weights(self.learner, self.best, "the best checkpoint")
         result = evaluate(
             self.learner,
             _held_back_episodes(settings, self.parts["test"]),
@@ -323,7 +315,7 @@ class _Run:
             self.state.iteration,
             weights,
             best,
-            checkpoint.optimizer_state(self.optimizer, self.learner),
+            optimizer_state(self.optimizer, self.learner),
             states,
         )
         self.saved = state
@@ -442,7 +434,7 @@ class _Run:
                 "folder, with "
                 f"{flag('start_from')} {shlex.quote(self.folder)}."
             )
-        stored = {**stored, "trained_on": checkpoint.origin_of(stored_settings, stored).trained_on}
+        stored = {**stored, "trained_on": origin_of(stored_settings, stored).trained_on}
         for field in dataclasses.fields(_State):
             value = stored.get(field.name)
             if type(value) is not type(getattr(self.state, field.name)):
@@ -454,14 +446,12 @@ class _Run:
                 f"{self.state.iteration} already: "
                 f"ask for more, or choose another folder with {flag('output')}."
             )
-        checkpoint.load_weights(self.learner, files[checkpoint.BEST])
+        load_weights(self.learner, files[checkpoint.BEST])
         self.best = self._weights()
-        checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])
+        load_weights(self.learner, files[checkpoint.WEIGHTS])
         if self.state.iteration:
             optimizer = checkpoint.read_file(files[checkpoint.OPTIMIZER])
-            checkpoint.set_optimizer_state(
-                self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER]
-            )
+            set_optimizer_state(self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER])
         self.saved = (self.state.iteration, self.state.validated)
         return self.state.iteration
 
@@ -511,46 +501,6 @@ def _held_back_episodes(settings, images):
             f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: "
             f"{error}"
         ) from None
-
-
-def start_weights(settings):
-    """The weights that a run with these settings starts from.
-
-    Returns:
-        (file, origin): as of `checkpoint.find_weights`; both None for fresh weights.
-
-    Raises:
-        UserError: there is no such file, the weights were trained on classes that the run holds back, or
-            their network is of another architecture.
-    """
-    if not settings.start_from:
-        return None, None
-    with _fresh_weights_are_a_way_out():
-        weights, origin = pretrained.find_weights(settings.start_from)
-        # Its shapes may be the same.
-        if origin and origin.settings.architecture != settings.architecture:
-            raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
-                f"{flag('architecture')} "
-                f"{origin.settings.architecture}: train that."
-            )
-        seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
-        if seen:
-            raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on "
-                f"{seen} classes that the split "
-                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
-            )
-    return weights, origin
-
-
-@contextlib.contextmanager
-def _fresh_weights_are_a_way_out():
-    # A preset may have asked for weights, and not the user.
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{str(error)[:-1]}; {flag('start_from')} none begins with fresh weights.") from error
 
 
 def refuse_other_run(settings):

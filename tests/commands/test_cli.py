@@ -12,7 +12,7 @@ import pytest
 from tiny_run import ROOT, TINY, call, options
 
 from paddle_maml.commands import cli
-from paddle_maml.engine import checkpoint
+from paddle_maml.engine import checkpoint, provenance
 from paddle_maml.engine.settings import settings_from_dict
 
 
@@ -371,7 +371,7 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
             f"{option} is {value}, but these weights are of a network with {own}",
         )
     file = str(tmp_path / "alone.pdparams")
-    shutil.copy(checkpoint.find_weights(folder)[0], file)
+    shutil.copy(provenance.find_weights(folder)[0], file)
     fails(
         capfd,
         cli.main_eval,

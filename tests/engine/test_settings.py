@@ -2,14 +2,9 @@ import dataclasses
 
 import pytest
 
-from paddle_maml.engine.settings import (
-    PRESETS,
-    CommandLine,
-    Settings,
-    flag,
-    settings_from_dict,
-    settings_from_preset,
-)
+from paddle_maml.commands.command_line import CommandLine
+from paddle_maml.engine.presets import PRESETS
+from paddle_maml.engine.settings import Settings, flag, settings_from_dict, settings_from_preset
 from paddle_maml.errors import UserError
 
 

@@ -15,10 +15,12 @@ import pytest
 from tiny_run import TINY
 
 from paddle_maml import files
-from paddle_maml.engine import assembly, checkpoint, training
+from paddle_maml.engine import assembly, checkpoint, provenance, training
 from paddle_maml.engine.background import Ahead
 from paddle_maml.engine.plain_data import read_file
-from paddle_maml.engine.settings import PRESETS, settings_from_preset
+from paddle_maml.engine.presets import PRESETS
+from paddle_maml.engine.settings import settings_from_preset
+from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 from paddle_maml.learners.maml import MetaLearner
 from paddle_maml.report.log import COLUMNS, Metrics, Progress, read_metrics
@@ -504,7 +506,7 @@ def test_presets_start_from_weights_that_are_there_and_fit(name):
     images = assembly.load_images(settings_from_preset("quickstart"))[0]["train"]
     learner = assembly.make_learner(settings, images)
     fresh = learner.state_dict()["linear.weight"].numpy()
-    checkpoint.load_weights(learner, training.start_weights(settings)[0], fit=True)
+    load_weights(learner, provenance.start_weights(settings)[0], fit=True)
     assert (learner.state_dict()["linear.weight"].numpy() != fresh).all()
 
 
@@ -530,7 +532,7 @@ def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_the
 def test_a_report_names_the_weights_that_the_run_started_from(finished, tmp_path):
     folder, report = finished
     assert report["start_sha256"] is None
-    weights, _ = checkpoint.find_weights(str(folder))
+    weights, _ = provenance.find_weights(str(folder))
     started = training.train(tiny(tmp_path / "run", start_from=str(folder), iterations=1))
     assert started["start_sha256"] == files.digest(weights)
 
@@ -576,12 +578,12 @@ def test_weights_of_another_architecture_are_refused_though_their_shapes_fit(fin
 
 def test_what_is_not_known_of_the_first_weights_stays_unknown(finished, tmp_path):
     folder, _ = finished
-    (tmp_path / "copy.pdparams").write_bytes(Path(checkpoint.find_weights(str(folder))[0]).read_bytes())
+    (tmp_path / "copy.pdparams").write_bytes(Path(provenance.find_weights(str(folder))[0]).read_bytes())
     training.train(tiny(tmp_path / "one", start_from=str(tmp_path / "copy.pdparams"), iterations=1))
     report = training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=1))
-    assert report["trained_on"] == ["synthetic", checkpoint.UNKNOWN]
+    assert report["trained_on"] == ["synthetic", provenance.UNKNOWN]
     training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=2, resume=True))
-    assert checkpoint.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
+    assert provenance.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
 
 
 def test_a_run_of_a_version_that_did_not_say_what_it_was_trained_on_goes_on(tmp_path):
@@ -609,7 +611,7 @@ def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_p
 def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path, capsys):
     folder, _ = finished
     weights = tmp_path / "weights.pdparams"
-    with open(checkpoint.find_weights(str(folder))[0], "rb") as file:
+    with open(provenance.find_weights(str(folder))[0], "rb") as file:
         weights.write_bytes(file.read())
     training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=4))
     assert "not known" in capsys.readouterr().out
