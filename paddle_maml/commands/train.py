@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from ..engine import assembly, checkpoint, provenance, training
+from ..engine import assembly, checkpoint, provenance, run_folder, training
 from ..engine.device import cores, gpu_count, select_device
 from ..engine.processes import launched, run_processes
 from ..engine.settings import Settings, settings_from_dict, settings_from_preset
@@ -33,7 +33,7 @@ def run(given: dict) -> int | None:
             f"own and {gpu_count()} can be seen: use --device auto and as many processes at most."
         )
     # What can be refused is refused here, once, and the images are cached before all processes want them.
-    training.refuse_other_run(settings)
+    run_folder.refuse_other_run(settings)
     if not continued:
         provenance.start_weights(settings)
     assembly.load_training_images(settings)

@@ -12,9 +12,11 @@ from ..data.episodes import EpisodeBuilder, ImageSet
 from ..data.omniglot import load_omniglot
 from ..data.splits import split_classes
 from ..data.synthetic import draw_synthetic
+from ..errors import UserError
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
 from .device import cores, processor
+from .settings import flag
 
 
 def load_images(settings):
@@ -74,18 +76,57 @@ def make_learner(settings, images):
     )
 
 
-def evaluation_episodes(settings, images, rotations=False, within_alphabet=False):
-    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`. The rest is as for
-    `EpisodeBuilder`; validation and test leave it out."""
-    return EpisodeBuilder(
-        images,
-        settings.n_way,
-        settings.k_shot,
-        settings.test_k_query,
-        seed=settings.seed,
-        rotations=rotations,
-        within_alphabet=within_alphabet,
-    )
+def make_optimizer(settings, learner):
+    """Adam for a learner, the meta-optimizer, and its schedule, None where the rate is constant."""
+    schedule = None
+    if settings.meta_lr_schedule == "cosine":
+        schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+    rate = schedule or settings.meta_lr
+    return paddle.optimizer.Adam(learning_rate=rate, parameters=learner.parameters()), schedule
+
+
+def meta_loss_options(settings, iteration):
+    """The options of the learner's `meta_loss` in a meta-iteration."""
+    order = 1 if iteration < settings.first_order_iterations else settings.order
+    weights = multi_step_weights(iteration, settings.multi_step_iterations, settings.inner_steps)
+    return {"order": order, "step_weights": weights}
+
+
+def multi_step_weights(iteration, period, inner_steps):
+    """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
+
+    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period`
+    meta-iterations: the annealing of Antoniou et al. 2019, "How to train your MAML", section 4, without its
+    lower bound on the earlier weights.
+    """
+    earlier = max(0.0, 1 - iteration / period) / inner_steps if period else 0.0
+    return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
+
+
+def training_episodes(settings, images):
+    """The `EpisodeBuilder` of training, of an `ImageSet`."""
+    return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
+
+
+def evaluation_episodes(settings, images, **options):
+    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`; options are
+    rotations and within_alphabet of `EpisodeBuilder`, which validation and test leave out."""
+    return _episodes(settings, images, settings.test_k_query, **options)
+
+
+def _episodes(settings, images, k_query, **options):
+    return EpisodeBuilder(images, settings.n_way, settings.k_shot, k_query, seed=settings.seed, **options)
+
+
+def held_back_episodes(settings, images):
+    """The episodes of validation or test; their number of query images is a setting of its own there."""
+    try:
+        return evaluation_episodes(settings, images)
+    except UserError as error:
+        raise UserError(
+            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: "
+            f"{error}"
+        ) from None
 
 
 def environment(device):

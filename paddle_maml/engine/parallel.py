@@ -88,9 +88,16 @@ class Ranks:
 
     def agree(self, number):
         """Whether a number is the same on all ranks."""
+        return bool((self._of_all(number) == number).all())
+
+    def largest(self, number):
+        """The largest of a whole number on each rank."""
+        return int(self._of_all(number).max())
+
+    def _of_all(self, number):
         numbers = np.zeros(self.size)
         numbers[self.rank] = number
-        return bool((self.sum_array(numbers) == number).all())
+        return self.sum_array(numbers)
 
 
 ALONE = Ranks()

@@ -15,7 +15,7 @@ import pytest
 from tiny_run import TINY
 
 from paddle_maml import files
-from paddle_maml.engine import assembly, checkpoint, provenance, training
+from paddle_maml.engine import assembly, checkpoint, provenance, run_folder, training
 from paddle_maml.engine.background import Ahead
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.presets import PRESETS
@@ -155,10 +155,10 @@ def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
 
 
 def test_multi_step_weights_begin_equal_and_end_on_the_last_step():
-    assert training.multi_step_weights(0, 10, 4) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
-    assert training.multi_step_weights(5, 10, 4) == pytest.approx([0, 0.125, 0.125, 0.125, 0.625])
+    assert assembly.multi_step_weights(0, 10, 4) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    assert assembly.multi_step_weights(5, 10, 4) == pytest.approx([0, 0.125, 0.125, 0.125, 0.625])
     for iteration, period in [(10, 10), (99, 10), (0, 0), (7, 0)]:
-        assert training.multi_step_weights(iteration, period, 4) == [0, 0, 0, 0, 1]
+        assert assembly.multi_step_weights(iteration, period, 4) == [0, 0, 0, 0, 1]
 
 
 def test_order_and_step_weights_are_functions_of_the_iteration(tmp_path, monkeypatch):
@@ -595,11 +595,11 @@ def test_a_run_of_a_version_that_did_not_say_what_it_was_trained_on_goes_on(tmp_
 
 
 def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):
-    def stopped(run):
-        if run.state.iteration == 3:
+    def stopped(folder):
+        if folder.trainer.state.iteration == 3:
             raise training.Interrupted("stopped by the test")
 
-    monkeypatch.setattr(training._Run, "_stop_if_asked", stopped)
+    monkeypatch.setattr(run_folder.RunFolder, "stop_if_asked", stopped)
     with pytest.raises(training.Interrupted):
         training.train(tiny(tmp_path / "run", checkpoint_every=1, val_every=100))
     weights = final_weights(tmp_path / "run")
