@@ -9,6 +9,11 @@ from pathlib import Path
 
 from .errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
 _PARTIAL = ".{name}.{random}.partial"  # what a killed process may leave
 
 
@@ -132,9 +137,7 @@ def lock_folder(path):
         UserError: another process has it.
     """
     held = contextlib.ExitStack()
-    try:
-        import fcntl
-    except ImportError:  # Windows
+    if fcntl is None:
         return held
     descriptor = os.open(path, os.O_RDONLY)
     held.callback(os.close, descriptor)

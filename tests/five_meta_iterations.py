@@ -18,8 +18,8 @@ from paddle_maml.engine.device import prepare
 
 prepare()
 
-import numpy as np
-import paddle
+import numpy as np  # noqa: E402
+import paddle  # noqa: E402
 
 GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "golden", "five_meta_iterations.json")
 

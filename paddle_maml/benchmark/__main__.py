@@ -9,11 +9,13 @@ import importlib.util
 import os
 import sys
 
-from ..commands.cli import run_command
+from ..commands.command_line import CommandLine
+from ..commands.running import run_command
 from ..engine.device import cores, import_paddle, select_device
-from ..engine.settings import CommandLine, settings_from_dict
+from ..engine.settings import settings_from_dict
 from ..errors import UserError
 from ..files import check_target
+from ..report.tables import write_json
 from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
 from .worker import TURN
 
@@ -42,8 +44,6 @@ def main(arguments=None):
 
 
 def _benchmark(arguments):
-    from ..report.log import write_json
-
     parser = _parser()
     given = parser.parse(arguments)
     options = argparse.Namespace(**{name: given.pop(name) for name in list(given) if name not in _TASK})
@@ -86,7 +86,8 @@ def _parser():
     parser.add_argument(
         "--tune-opponents",
         action="store_true",
-        help="give opponents the memory allocator's settings that this library makes for itself; without, they get only what "
+        help="give opponents the memory allocator's settings that this library makes for itself; without, "
+        "they get only what "
         "has MKL use all of an AMD processor",
     )
     parser.add_argument(
@@ -97,14 +98,16 @@ def _parser():
     parser.add_argument(
         "--threads",
         type=int,
-        help="threads of a process; default: cores / processes. Opponents also try 1 process with all of them",
+        help="threads of a process; default: cores / processes. Opponents also try 1 process with all of "
+        "them",
     )
     parser.add_argument(
         "--scaling",
         nargs="?",
         const="scaling.png",
         metavar="PNG",
-        help="instead: time and memory against tasks, steps, n_way and processes, as table and picture (default scaling.png)",
+        help="instead: time and memory against tasks, steps, n_way and processes, as table and picture "
+        "(default scaling.png)",
     )
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_settings(_TASK, _OPTIONS)
@@ -138,7 +141,8 @@ def _check(options):
             )
     if PYTORCH in options.against and importlib.util.find_spec("torch") is None:
         raise UserError(
-            "--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out."
+            "--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch "
+            "out."
         )
 
 
@@ -146,11 +150,13 @@ def _processes(settings, device):
     """How many processes this library computes with."""
     if device != "cpu" and (settings.processes or 1) > 1:
         raise UserError(
-            f"--processes is {settings.processes}, but on a GPU the benchmark runs one process; leave it out or choose --device cpu."
+            f"--processes is {settings.processes}, but on a GPU the benchmark runs one process; leave it "
+            "out or choose --device cpu."
         )
     if (settings.processes or 1) > settings.meta_batch:
         raise UserError(
-            f"--processes is {settings.processes}, but there are only {settings.meta_batch} tasks to divide; lower it or raise --tasks."
+            f"--processes is {settings.processes}, but there are only {settings.meta_batch} tasks to "
+            "divide; lower it or raise --tasks."
         )
     return settings.processes or (min(cores(), settings.meta_batch) if device == "cpu" else 1)
 
@@ -178,7 +184,8 @@ def _comparison(settings, options, device):
     print("\n".join(_ratio_line(ratio) for ratio in found))
     share = building / min(row["median_s"] for row in results if row["side"] == OURS)
     print(
-        f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; training does it in the background."
+        f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; "
+        "training does it in the background."
     )
     return {"heats": heats, "results": results, "ratios": found, "episode_building_s": building}
 
@@ -226,8 +233,10 @@ def _heading(report):
     task, machine = report["settings"], report["machine"]
     torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
     return (
-        f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, {task['meta_batch']} tasks, "
-        f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device {machine['device']}, "
+        f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, "
+        f"{task['meta_batch']} tasks, "
+        f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device "
+        f"{machine['device']}, "
         f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
         f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
         + (", opponents with this library's allocator settings" if report["tuned_opponents"] else "")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
-from ..engine.parallel import Ranks
+from ..engine.processes import share
 from ..engine.settings import Settings
 
 OURS, COMPETITION, PYTORCH = "ours", "competition", "pytorch"
@@ -52,7 +52,7 @@ class Problem:
 
     def part(self, rank, processes):
         """The tasks of one of several processes."""
-        batch = tuple(Ranks(rank, processes).share(array) for array in self.batch)
+        batch = tuple(share(array, rank, processes) for array in self.batch)
         return dataclasses.replace(self, batch=batch, share=len(batch[0]) / len(self.batch[0]))
 
 

@@ -62,7 +62,8 @@ class LossCheck:
         apart = [abs(a - b) > LOSS_TOLERANCE * abs(b) for a, b in zip(losses, expected)]
         if 2 * sum(apart) > len(apart):
             raise UserError(
-                f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, so their times cannot be "
+                f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, "
+                "so their times cannot be "
                 "compared; lower --inner-lr if the adaptation diverges, and else report this."
             )
 

@@ -7,7 +7,7 @@ import paddle
 import paddle.nn.functional as F
 
 from ..engine.device import select_device
-from ..engine.parallel import Ranks
+from ..engine.parallel import ALONE, Ranks
 from ..engine.training import meta_gradient
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import BLOCKS, EPSILON, MAML
@@ -21,7 +21,7 @@ def make(contestant, problem, device):
 
 
 class _PaddleSide:
-    def __init__(self, problem, order, ranks=Ranks()):
+    def __init__(self, problem, order, ranks=ALONE):
         self.problem, self.settings, self.order, self.ranks = problem, problem.settings, order, ranks
         n_way, image_size = self.settings.n_way, problem.batch[0].shape[-1]
         self.net = MAML(

@@ -17,7 +17,8 @@ def make(contestant, problem, device):
     """The side of a contestant in this process."""
     if device != "cpu" and not torch.cuda.is_available():
         raise UserError(
-            "this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose --device cpu."
+            "this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose "
+            "--device cpu."
         )
     torch.set_num_threads(contestant.threads)
     if contestant.processes > 1:

@@ -15,7 +15,7 @@ import socket
 import time
 
 from ..engine.device import prepare
-from ..engine.parallel import CPU_ENVIRONMENT
+from ..engine.processes import CPU_ENVIRONMENT
 from ..errors import UserError
 from .contestants import PYTORCH
 

@@ -1,28 +1,24 @@
-"""The two commands: they parse, call, and turn what went wrong into one sentence and an exit status."""
+"""The commands: each parses, prepares, and imports what does the work.
+
+Whatever imports Paddle is imported then: after `prepare`, and not for a help text or a mistyped option.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 import sys
-import time
 
-from ..engine.background import Interrupted
-from ..engine.device import cores, gpu_count, import_paddle, prepare, select_device, signals_go_to
-from ..engine.parallel import launched, run_processes, started_rank
-from ..engine.settings import PRESETS, CommandLine, Settings, flag, settings_from_dict, settings_from_preset
+from ..engine.device import import_paddle
+from ..engine.presets import PRESETS
+from ..engine.settings import nearest, settings_from_preset
 from ..errors import UserError
-from ..files import check_target
-from ..report.log import ANALYSIS
-
-# Whatever imports Paddle is imported when it is needed: after `prepare`, and not for a help text or a
-# mistyped option.
-
-FAILED, STOPPED = 2, 130
+from ..files import check_target, write_whole
+from ..report.tables import ANALYSIS
+from .command_line import CommandLine
+from .running import run_command
 
 
-def main_train(arguments=None):
+def main_train(arguments: list[str] | None = None) -> int:
     """train.py: train and report.
 
     Args:
@@ -33,114 +29,17 @@ def main_train(arguments=None):
     return run_command(_train, sys.argv[1:] if arguments is None else arguments)
 
 
-def main_eval(arguments=None):
+def main_eval(arguments: list[str] | None = None) -> int:
     """eval.py: evaluate weights and report; arguments and exit status as `main_train`."""
     return run_command(_evaluate, sys.argv[1:] if arguments is None else arguments)
 
 
-def run_command(command, argument):
-    """Call command(argument); its result, or what the failure stands for, is the exit status."""
-    prepare()
-    try:
-        with _stoppable(), _standard_streams():
-            status = command(argument) or 0
-            sys.stdout.flush()
-            return status
-    except UserError as error:
-        return _fail(str(error))
-    except OSError as error:
-        if error.errno not in _MACHINE:
-            raise
-        if isinstance(error, BrokenPipeError):
-            _discard(sys.stdout)
-        place = f" ({error.filename})" if error.filename else ""
-        return _fail(_MACHINE[error.errno].format(place=place))
-    except MemoryError:
-        return _fail(
-            "There is not enough memory for these settings; lower --chunk, --distortions, or what makes the network or an episode large."
-        )
-    except Interrupted as stop:
-        if not started_rank():
-            _complain(stop)
-        return STOPPED
-    except KeyboardInterrupt:
-        _complain("Stopped.")
-        return STOPPED
+def main(arguments: list[str] | None = None) -> int:
+    """python -m paddle_maml: the smaller commands; arguments and exit status as `main_train`."""
+    return run_command(_verb, sys.argv[1:] if arguments is None else arguments)
 
 
-@contextlib.contextmanager
-def _stoppable():
-    """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who
-    started them."""
-    if launched():
-        yield
-        return
-    came = []
-
-    def interrupt(number, frame):
-        came.append(number)
-        raise KeyboardInterrupt
-
-    try:
-        with signals_go_to(interrupt):
-            yield
-    except Exception as error:
-        # Where a backward of ours was interrupted, Paddle makes another error of it.
-        if came:
-            raise KeyboardInterrupt from error
-        raise
-
-
-@contextlib.contextmanager
-def _standard_streams():
-    """Standard streams that go nowhere where there are none, as after `>&-`."""
-    with contextlib.ExitStack() as opened:
-        for name, redirect in (
-            ("stdout", contextlib.redirect_stdout),
-            ("stderr", contextlib.redirect_stderr),
-        ):
-            if getattr(sys, name) is None:
-                opened.enter_context(redirect(opened.enter_context(open(os.devnull, "w"))))
-        yield
-
-
-def _discard(stream):
-    """Let a stream that nobody reads any more go nowhere: Python would try it again at the end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
-def _complain(text):
-    try:
-        print(text, file=sys.stderr)
-    except OSError:
-        _discard(sys.stderr)
-
-
-_MACHINE = {
-    errno.EPIPE: "Nobody reads the output any more, so this ends: write it to a file instead; a training run continues with --resume.",
-    errno.ENOSPC: "The disk is full{place}: free some space; a training run that has begun continues with --resume.",
-    errno.EDQUOT: "The disk quota is used up{place}: free some space; a training run that has begun continues with --resume.",
-    errno.EFBIG: "A file may not become that large here{place}: raise the limit; a training run that has begun continues with --resume.",
-    errno.EROFS: "The file system is read-only{place}: choose another folder.",
-    errno.EACCES: "Permission is missing{place}: choose another folder or change its permissions.",
-    errno.EPERM: "Permission is missing{place}: choose another folder or change its permissions.",
-    errno.ENOTDIR: "A part of the path is not a folder{place}: choose another one.",
-    errno.ENAMETOOLONG: "The path is too long{place}: choose another one.",
-    errno.EISDIR: "There is a folder where a file is to be written{place}: choose another name.",
-    errno.EEXIST: "There is something in the way{place}: choose another name.",
-    errno.ENOENT: "There is no such file or folder{place}: choose another one.",
-    errno.ELOOP: "The path has too many links{place}: choose another one.",
-    errno.EIO: "The disk reports an error{place}: choose another folder, on another disk.",
-}
-
-
-def _fail(message):
-    if started_rank():
-        # Rank 0 mostly fails of the same cause: let it speak, and be ended with the others.
-        time.sleep(5)
-    _complain("error: " + message)
-    return FAILED
+# ---- train.py and eval.py ----
 
 
 def _train(arguments):
@@ -149,61 +48,15 @@ def _train(arguments):
     )
     parser.add_settings()
     given = parser.parse(arguments)
-    settings = settings_from_preset(**given)
+    settings_from_preset(**given)  # what is wrong with them is said at once
     import_paddle()
-    from .. import pretrained
-    from ..engine import assembly, checkpoint, training
+    from .train import run
 
-    # Paths are stored with the run, which may be resumed from another folder.
-    for name in ("data_dir", "start_from"):
-        path = given.get(name)
-        if path and os.path.exists(path) and path not in pretrained.names():
-            given[name] = os.path.abspath(path)
-    settings = settings_from_preset(**given)
-
-    stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
-    if stored:
-        # What is not given anew is taken from the run, wherever its folder is now. Not the device, which
-        # depends on the machine; but the number of processes and the chunk, which decide in what order
-        # gradients are summed.
-        here = {"device": Settings.device, **({"processes": None} if launched() else {})}
-        settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
-    if launched():
-        if settings.processes not in (None, 1):
-            raise UserError(
-                f"processes is {settings.processes}, but the launcher has started the processes already; leave it out."
-            )
-        return _train_one(settings)
-    device = select_device(settings.device, announce=lambda line: None)
-    processes = settings.processes or (cores() if device == "cpu" else 1)
-    if processes == 1:
-        return _train_one(settings)
-    if device != "cpu" and (settings.device != "auto" or processes > gpu_count()):
-        raise UserError(
-            f"processes is {processes} with device {settings.device}, but each process takes a GPU of its own and {gpu_count()} "
-            "can be seen: use --device auto and as many processes at most."
-        )
-    # What can be refused is refused here, once, and the images are cached before all processes want them.
-    training.refuse_other_run(settings)
-    if not stored:
-        training.start_weights(settings)
-    assembly.load_training_images(settings)
-    return run_processes(train_member, (settings,), processes, device)
-
-
-def _train_one(settings):
-    from ..engine.training import train
-
-    train(settings)
-
-
-def train_member(settings):
-    """What each process of a run with several processes does; returns its exit status."""
-    return run_command(_train_one, settings)
+    return run(given)
 
 
 # The settings that matter to an evaluation, and the options that are named differently there.
-_EVALUATED = (
+_EVALUATED = [
     "dataset",
     "data_dir",
     "split_rule",
@@ -221,7 +74,7 @@ _EVALUATED = (
     "seed",
     "device",
     "chunk",
-)
+]
 _EVAL_OPTIONS = {
     "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
     "test_k_query": ("--k-query", "query images of each class"),
@@ -234,97 +87,24 @@ _EVAL_OPTIONS = {
 
 
 def _evaluate(arguments):
-    asked, given = _evaluation_options(arguments)
-    import_paddle()
-    from .. import pretrained
-    from ..engine import assembly, checkpoint
-    from ..report.log import write_json
-
-    name, part = asked["pretrained"], asked["part"]
-    weights, origin = pretrained.look_up(name)[:2] if name else checkpoint.find_weights(asked["weights"])
-    if origin:
-        _refuse_other_network(given, origin.settings)
-    # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    stored = {
-        **(origin.settings if origin else Settings()).as_dict(),
-        "device": Settings.device,
-        "test_episodes": Settings.test_episodes,
-    }
-    settings = settings_from_dict({**stored, **given})
-    if settings.learn_inner_lr and "inner_lr" in given:
-        raise UserError(
-            f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."
-        )
-    device = select_device(settings.device)
-    parts, rule = assembly.load_images(settings)
-    learner = assembly.make_learner(settings, parts[part])
-    checkpoint.load_weights(learner, weights)
-    seen = assembly.classes_trained_on(origin, settings, part) if part != "train" else 0
-    if seen:
-        print(
-            f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it says little."
-        )
-    elif seen is None:
-        print(
-            "Note: it is not known which classes these weights were trained on, as of any file of weights on its own; if on classes of this "
-            "split, their accuracy on it says little."
-        )
-    about = {
-        "weights": name or os.path.abspath(weights),
-        "classes_trained_on": seen,
-        "environment": assembly.environment(device),
-        "settings": settings.as_dict(),
-    }
-    if asked["analyse"]:
-        report = _analyse(learner, settings, parts, rule, part, about, asked["analyse"])
-    else:
-        report = _score(learner, settings, parts, rule, part, about)
-    if asked["json"]:
-        write_json(asked["json"], report)
-
-
-def _refuse_other_network(given, trained):
-    """UserError if the settings that are given are of another network than the one that was trained; the
-    shapes of weights do not tell all. Training may go on with images of another size
-    (`training.start_weights`), but testing with them says nothing of what was trained."""
-    for name in ("n_way", "architecture", "width", "image_size"):
-        if given.get(name, getattr(trained, name)) != getattr(trained, name):
-            raise UserError(
-                f"{flag(name)} is {given[name]}, but these weights are of a network with {getattr(trained, name)}: leave it out."
-            )
-
-
-def _evaluation_options(arguments):
-    """The command line of eval.py: (what is asked for, settings that are given), two dicts."""
     parser = CommandLine(
         prog="eval.py",
         description="Evaluate trained weights. Settings that are not given are those of the run the weights "
         "come from, or the defaults below for a file on its own.",
     )
-    parser.add_argument(
-        "--weights",
-        metavar="PATH",
-        help="run folder, checkpoint folder, .pdparams, or the competition's weights",
+    add = parser.add_argument
+    text = "run folder, checkpoint folder, .pdparams, or the competition's weights"
+    add("--weights", metavar="PATH", help=text)
+    text = "instead of --weights: weights that come with the library, such as 5way-1shot"
+    add("--pretrained", metavar="NAME", help=text)
+    text = "classes to draw episodes from (default test)"
+    add("--split", dest="part", choices=("train", "val", "test"), default="test", help=text)
+    text = (
+        "instead: a table of what one accuracy leaves out (batch statistics, inner steps and rates, classes "
+        "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
     )
-    parser.add_argument(
-        "--pretrained",
-        metavar="NAME",
-        help="instead of --weights: weights that come with the library, such as 5way-1shot",
-    )
-    parser.add_argument(
-        "--split",
-        dest="part",
-        choices=("train", "val", "test"),
-        default="test",
-        help="classes to draw episodes from (default test)",
-    )
-    parser.add_argument(
-        "--analyse",
-        metavar="FOLDER",
-        help="instead: a table of what one accuracy leaves out (batch statistics, inner steps and "
-        "rates, classes of one alphabet, confusions); FOLDER gets it as JSON, and pictures",
-    )
-    parser.add_argument("--json", metavar="PATH", help="also write the result to this file")
+    add("--analyse", metavar="FOLDER", help=text)
+    add("--json", metavar="PATH", help="also write the result to this file")
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse")}
@@ -337,35 +117,79 @@ def _evaluation_options(arguments):
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:
         check_target(asked["json"], "--json")
-    return asked, given
+    import_paddle()
+    from .evaluate import run
+
+    run(asked, given)
 
 
-def _score(learner, settings, parts, rule, part, about):
-    """Print the accuracy on a part of the split; returns the report of it."""
-    from ..engine.assembly import describe, evaluation_episodes
-    from ..engine.evaluation import evaluate
-    from ..report.log import evaluation_table
+# ---- python -m paddle_maml ----
 
-    result = evaluate(
-        learner, evaluation_episodes(settings, parts[part]), settings.test_episodes, settings.steps_at_test
+
+def _verb(arguments):
+    name = next(iter(arguments), "--help")
+    if name in VERBS:
+        parser = CommandLine(prog=f"python -m paddle_maml {name}", description=VERBS[name].__doc__)
+        return VERBS[name](parser, arguments[1:])
+    if name not in ("-h", "--help"):
+        raise UserError(f"There is no command {name!r}: {nearest(name, VERBS)}")
+    print("usage: python -m paddle_maml COMMAND ...; COMMAND --help tells more\n")
+    for name, verb in VERBS.items():
+        print(f"  {name:11s} {verb.__doc__}")
+
+
+def _data(parser, arguments):
+    """Find, check and decode Omniglot, and print its digests."""
+    parser.add_settings(["data_dir"])
+    data_dir = parser.parse(arguments).get("data_dir")
+    import_paddle()
+    from ..data.omniglot import FINISHED_DIGESTS, digest, load_omniglot
+
+    for rule, expected in FINISHED_DIGESTS.items():
+        found = digest(load_omniglot(data_dir, rule).images)
+        print(f"{rule}: {found} ({'as published' if found == expected else 'NOT ' + expected})")
+
+
+def _splits(parser, arguments):
+    """Write the Omniglot splits as readable lists."""
+    parser.add_argument("folder")
+    folder = parser.parse(arguments)["folder"]
+    import_paddle()
+    from ..data.splits import OMNIGLOT_RULES, format_split
+
+    for rule in OMNIGLOT_RULES:
+        write_whole(os.path.join(folder, f"{rule}.txt"), format_split(rule).encode("utf-8"))
+
+
+def _results(parser, arguments):
+    """Keep what shows how a run went, and tabulate it."""
+    what = (
+        "keep: copy report, log and curve of the run in the first folder to the second; table: print a line "
+        "for each folder"
     )
-    report = {"evaluation": describe(result, settings, parts[part], rule, part), **about}
-    print(evaluation_table(report["evaluation"]))
-    return report
+    parser.add_argument("what", choices=("keep", "table"), help=what)
+    parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    given = parser.parse(arguments)
+    from ..engine.results import keep, table
+
+    if given["what"] == "table":
+        print(table(given["folders"]))
+    elif len(given["folders"]) != 2:
+        raise UserError(f"keep takes two folders, RUN and FOLDER, not {len(given['folders'])}.")
+    else:
+        keep(*given["folders"])
 
 
-def _analyse(learner, settings, parts, rule, part, about, folder):
-    """As `_score`, of an analysis, which is also written, with pictures, into a folder."""
-    from ..engine.analysis import analyse, analysis_table, write_analysis
+def _pretrained(parser, arguments):
+    """Put the best weights of a finished run beside the others that come with the library, with a card."""
+    parser.add_argument("what", choices=("add",))
+    parser.add_argument("run", help="run folder")
+    parser.add_argument("name", help="such as 5way-1shot")
+    given = parser.parse(arguments)
+    import_paddle()
+    from ..pretrained import add
 
-    analysis, predictions = analyse(
-        learner, settings, parts[part], parts["val"], announce=lambda line: print(line, file=sys.stderr)
-    )
-    report = {
-        "analysis": {"dataset": parts[part].name, "split_rule": rule, "split": part, **analysis},
-        **about,
-    }
-    print(analysis_table(analysis))
-    write_analysis(folder, report, predictions)
-    print(f"Pictures and JSON: {folder}")
-    return report
+    print(f"Written: {add(given['run'], given['name'])} and its card.")
+
+
+VERBS = {"data": _data, "splits": _splits, "results": _results, "pretrained": _pretrained}

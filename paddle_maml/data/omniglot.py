@@ -10,7 +10,6 @@ import io
 import os
 import re
 import struct
-import sys
 import tempfile
 import warnings
 import zipfile
@@ -21,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from ..engine.settings import CommandLine
 from ..errors import UserError
 from ..files import write_whole
 from .distortion import with_distorted_copies
@@ -424,22 +422,3 @@ def _download(folders):
                     "or set OMNIGLOT_URL to a mirror's folder."
                 ) from error
     return files
-
-
-def _main(arguments):
-    """Checks a copy of Omniglot and prints its digests: `python -m paddle_maml.omniglot --data-dir
-    FOLDER`."""
-    parser = CommandLine(
-        prog="python -m paddle_maml.omniglot", description="Find, check and decode Omniglot."
-    )
-    parser.add_settings(["data_dir"])
-    data_dir = parser.parse(arguments).get("data_dir")
-    for rule, expected in FINISHED_DIGESTS.items():
-        found = digest(load_omniglot(data_dir, rule).images)
-        print(f"{rule}: {found} ({'as published' if found == expected else 'NOT ' + expected})")
-
-
-if __name__ == "__main__":
-    from ..commands.cli import run_command
-
-    sys.exit(run_command(_main, sys.argv[1:]))

@@ -1,19 +1,15 @@
 """Which classes are for training, validation and testing: rules over class names, never over the order of a
 file system.
 
-`python -m paddle_maml.splits FOLDER` writes the Omniglot splits as readable lists, as they stand in
+`python -m paddle_maml splits FOLDER` writes the Omniglot splits as readable lists, as they stand in
 `data/splits`.
 """
 
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
-from ..engine.settings import CommandLine
 from ..errors import UserError
-from ..files import write_whole
 from .images import alphabet_of
 from .omniglot import BACKGROUND, EVALUATION, class_names
 
@@ -107,19 +103,3 @@ def format_split(rule):
     for part, names in split_classes(class_names(), rule).items():
         lines += ["", f"[{part}]  # {len(names)} classes", *names]
     return "\n".join(lines) + "\n"
-
-
-def _main(arguments):
-    parser = CommandLine(
-        prog="python -m paddle_maml.splits", description="Write the Omniglot splits as readable lists."
-    )
-    parser.add_argument("folder")
-    folder = parser.parse(arguments)["folder"]
-    for rule in OMNIGLOT_RULES:
-        write_whole(Path(folder, f"{rule}.txt"), format_split(rule).encode("utf-8"))
-
-
-if __name__ == "__main__":
-    from ..commands.cli import run_command
-
-    sys.exit(run_command(_main, sys.argv[1:]))

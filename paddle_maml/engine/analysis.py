@@ -12,8 +12,8 @@ from ..data.episodes import EpisodeBuilder, meta_batch
 from ..data.images import alphabet_of
 from ..errors import UserError
 from ..files import write_together
-from ..report.log import ANALYSIS, json_file
 from ..report.pictures import draw_matrix, draw_sheet, png, stacked
+from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
 from .assembly import evaluation_episodes
 from .evaluation import Diverged, mean_and_interval, score_episodes
 
@@ -31,10 +31,7 @@ BATCH_STATISTICS = {
     "one": "the support set and one query image",
     "support": "the support set alone",
 }
-# The code of Finn et al. (2017) turns the classes of a test episode too, each by quarter turns drawn for it.
-ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classes of one alphabet"
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
-NO_MISTAKE = "no query image was taken for another class"
 
 
 @dataclasses.dataclass
@@ -162,36 +159,9 @@ def write_analysis(folder, report, predictions):
     analysis, builder = report["analysis"], predictions.builder
     rates, alphabets = _confusion_rates(builder.classes, *_counts(predictions))
     matrix = draw_matrix(rates, alphabets, ("alphabet of the class", "alphabet that it was taken for"))
-    confusion = stacked([matrix, draw_sheet(_pair_lines(builder, analysis["confused"]))])
+    both = stacked([matrix, draw_sheet(_pair_lines(builder, analysis["confused"]))])
     worst = draw_sheet(_worst_lines(predictions, [entry["episode"] for entry in analysis["worst_episodes"]]))
-    write_together(
-        folder, {CONFUSION: png(confusion), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)}
-    )
-
-
-def analysis_table(analysis):
-    """The analysis as lines of text."""
-    lines = [
-        f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, {analysis['episodes']} episodes, "
-        "accuracy with 95 % interval; unless the line says otherwise: "
-        f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the tested part",
-        "",
-    ]
-
-    def add(label, result):
-        said = result.get("not_measured") or f"{result['accuracy']:7.2%} +- {result['interval']:.2%}"
-        lines.append(f"{label:62s} {said}")
-
-    for row in analysis["accuracy_by_batch_statistics"]:
-        add("batch statistics of " + row["statistics"], row)
-    add(ROTATED, analysis["accuracy_of_rotated_classes"])
-    add(ONE_ALPHABET, analysis["accuracy_within_alphabets"])
-    for row in analysis["accuracy_by_inner_steps"]:
-        add(f"inner steps: {row['steps']}", row)
-    for row in analysis["accuracy_by_rate_factor"]:
-        add(f"inner rates times {row['factor']:g}, validation classes", row)
-    lines += [""] + ([_sentence(pair) for pair in analysis["confused"]] or [NO_MISTAKE])
-    return "\n".join(lines)
+    write_together(folder, {CONFUSION: png(both), WORST_EPISODES: png(worst), ANALYSIS: json_file(report)})
 
 
 def _summary(accuracies):
@@ -246,10 +216,6 @@ def _confused_pairs(names, taken, possible):
     return pairs
 
 
-def _sentence(pair):
-    return f"{pair['class']} was taken for {pair['taken_for']}, {pair['times']} of {pair['of']} times"
-
-
 def _confusion_rates(names, taken, possible):
     """Share of the chances to take a class of one alphabet for another class of one alphabet that were
     mistakes, (alphabets, alphabets); and the alphabets, sorted."""
@@ -269,7 +235,7 @@ def _pair_lines(builder, pairs):
         for name, text in ((pair["class"], "is"), (pair["taken_for"], "taken for")):
             images = builder.images[builder.classes.index(name)][:EXAMPLES]
             cells += [(np.round(image.mean(axis=0)).astype(np.uint8), text) for image in images]
-        lines.append((_sentence(pair), cells))
+        lines.append((confusion(pair), cells))
     return lines
 
 

@@ -3,7 +3,6 @@ on."""
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 
 import numpy as np
@@ -11,13 +10,14 @@ import paddle
 
 from ..data.episodes import EpisodeBuilder
 from ..data.images import ImageSet
-from ..data.omniglot import class_names, load_omniglot
-from ..data.splits import OMNIGLOT_RULES, split_classes
+from ..data.omniglot import load_omniglot
+from ..data.splits import split_classes
 from ..data.synthetic import draw_synthetic
+from ..errors import UserError
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
-from .checkpoint import UNKNOWN
 from .device import cores, processor
+from .settings import flag
 
 
 def load_images(settings):
@@ -57,33 +57,6 @@ def _load(settings, distortions):
     }, rule
 
 
-def classes_trained_on(origin, settings, part):
-    """How many classes of a part of the split weights were trained on, or those that they started from; None
-    if it is not known.
-
-    Args:
-        origin: the `Origin` of the weights; None if it is not known.
-        settings: `Settings` that say which split is meant.
-        part: "val" or "test".
-    """
-    names = set([UNKNOWN] if origin is None else origin.trained_on)
-    rules = {
-        dataclasses.replace(settings, dataset="omniglot", split_rule=rule).trains_on: rule
-        for rule in OMNIGLOT_RULES
-    }
-    held_back = (
-        set(split_classes(class_names(), settings.split_rule)[part])
-        if settings.dataset == "omniglot"
-        else set()
-    )
-    seen = {
-        name for known in names & set(rules) for name in split_classes(class_names(), rules[known])["train"]
-    } & held_back
-    # Drawn characters are none of Omniglot's, and always divided in the same way.
-    sure = names <= {*rules, dataclasses.replace(settings, dataset="synthetic").trains_on}
-    return len(seen) or (0 if sure else None)
-
-
 def make_learner(settings, images):
     """A learner with fresh weights, drawn from Paddle's random state, for images of the given `ImageSet`."""
     net = MAML(
@@ -104,18 +77,57 @@ def make_learner(settings, images):
     )
 
 
-def evaluation_episodes(settings, images, rotations=False, within_alphabet=False):
-    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`. The rest is as for
-    `EpisodeBuilder`; validation and test leave it out."""
-    return EpisodeBuilder(
-        images,
-        settings.n_way,
-        settings.k_shot,
-        settings.test_k_query,
-        seed=settings.seed,
-        rotations=rotations,
-        within_alphabet=within_alphabet,
-    )
+def make_optimizer(settings, learner):
+    """Adam for a learner, the meta-optimizer, and its schedule, None where the rate is constant."""
+    schedule = None
+    if settings.meta_lr_schedule == "cosine":
+        schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+    rate = schedule or settings.meta_lr
+    return paddle.optimizer.Adam(learning_rate=rate, parameters=learner.parameters()), schedule
+
+
+def meta_loss_options(settings, iteration):
+    """The options of the learner's `meta_loss` in a meta-iteration."""
+    order = 1 if iteration < settings.first_order_iterations else settings.order
+    weights = multi_step_weights(iteration, settings.multi_step_iterations, settings.inner_steps)
+    return {"order": order, "step_weights": weights}
+
+
+def multi_step_weights(iteration, period, inner_steps):
+    """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
+
+    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period`
+    meta-iterations: the annealing of Antoniou et al. 2019, "How to train your MAML", section 4, without its
+    lower bound on the earlier weights.
+    """
+    earlier = max(0.0, 1 - iteration / period) / inner_steps if period else 0.0
+    return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
+
+
+def training_episodes(settings, images):
+    """The `EpisodeBuilder` of training, of an `ImageSet`."""
+    return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
+
+
+def evaluation_episodes(settings, images, **options):
+    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`; options are
+    rotations and within_alphabet of `EpisodeBuilder`, which validation and test leave out."""
+    return _episodes(settings, images, settings.test_k_query, **options)
+
+
+def _episodes(settings, images, k_query, **options):
+    return EpisodeBuilder(images, settings.n_way, settings.k_shot, k_query, seed=settings.seed, **options)
+
+
+def held_back_episodes(settings, images):
+    """The episodes of validation or test; their number of query images is a setting of its own there."""
+    try:
+        return evaluation_episodes(settings, images)
+    except UserError as error:
+        raise UserError(
+            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: "
+            f"{error}"
+        ) from None
 
 
 def environment(device):

@@ -1,13 +1,9 @@
-"""What goes on beside the loop: building meta-batches ahead, and listening for the wish to stop."""
+"""What goes on beside the loop: building meta-batches ahead."""
 
 from __future__ import annotations
 
-import contextlib
 import queue
-import signal
 import threading
-
-from .device import signals_go_to
 
 
 class Ahead:
@@ -51,25 +47,3 @@ class Ahead:
             except queue.Full:
                 continue
         return False
-
-
-class Interrupted(Exception):
-    """The run was asked to stop, saved its state and stopped; the message says how to continue."""
-
-
-class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one ends the process as usual."""
-
-    def __init__(self):
-        self.requested, self._held = False, contextlib.ExitStack()
-
-    def __enter__(self):
-        self._held.enter_context(signals_go_to(self._handle))
-        return self
-
-    def __exit__(self, *_):
-        self._held.close()
-
-    def _handle(self, number, frame):
-        self.requested = True
-        self._held.enter_context(signals_go_to(signal.SIG_DFL))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import platform
 import re
 import signal
 import sys
-import threading
 import warnings
 
 from ..errors import UserError
+from .signals import signals_go_to, signals_wait
 
 # Numbers of glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -60,41 +59,8 @@ def use_all_of_amd():
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def signals_go_to(handler):
-    """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a
-    script, still is. Outside the main thread, where Python has no handlers, nothing changes."""
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    for number, before in previous.items():
-        if before is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, before in previous.items():
-            signal.signal(number, before)
-
-
-@contextlib.contextmanager
-def signals_wait():
-    """SIGINT and SIGTERM are delivered when this is left, where the system can hold them back."""
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
 def import_paddle():
-    """Import Paddle with its signal handlers, which print a stack, taken away.
+    """Import Paddle with its signal handlers, which print a stack, taken away; returns the module.
 
     Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
 
@@ -105,18 +71,20 @@ def import_paddle():
     for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
         if not os.environ.get(name, "0").isdecimal():
             raise UserError(
-                f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let paddle.distributed.launch set it."
+                f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let "
+                "paddle.distributed.launch set it."
             )
     # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
     with signals_wait(), signals_go_to(signal.SIG_DFL):
         try:
-            import paddle
+            import paddle  # here, because `prepare` comes before
         except ModuleNotFoundError as error:
             raise UserError(
                 f"The package {error.name} is missing: pip install -r requirements.txt."
             ) from error
 
         paddle.disable_signal_handler()
+    return paddle
 
 
 def cores():
@@ -143,8 +111,7 @@ def _cpuinfo():
 
 def gpu_count():
     """The GPUs that Paddle sees."""
-    import paddle
-
+    paddle = import_paddle()
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
 
 
@@ -160,13 +127,13 @@ def select_device(name="auto", announce=print):
     Raises:
         UserError: a GPU was asked for by name and does not work, or the name is none.
     """
-    import paddle
-
+    paddle = import_paddle()
     if name == "cpu":
         return _use(paddle, "cpu")
     if name != "auto" and not re.fullmatch(r"gpu(:\d+)?", name):
         raise UserError(f"device is {name!r}, but must be auto, cpu, or gpu:0 and so on.")
-    wanted = "gpu:" + os.environ.get("FLAGS_selected_gpus", "0").split(",")[0] if name == "auto" else name
+    given = os.environ.get("FLAGS_selected_gpus", "0")  # noqa: SIM112 - Paddle's name
+    wanted = "gpu:" + given.split(",")[0] if name == "auto" else name
     problem = _gpu_problem(paddle, wanted)
     if problem is None:
         return _use(paddle, wanted)

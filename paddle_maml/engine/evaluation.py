@@ -8,20 +8,23 @@ import numpy as np
 
 from ..data.episodes import meta_batch
 from ..errors import UserError
-from .parallel import Ranks
+from .parallel import ALONE
 
-NOTE = "transductive: batch norm uses the statistics of each episode's whole query set, as in the published protocols"
+NOTE = (
+    "transductive: batch norm uses the statistics of each episode's whole query set, as in the "
+    "published protocols"
+)
 
 
 class Diverged(UserError):
     """The adaptation to an episode went beyond all bounds."""
 
 
-def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
+def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
-        learner: a `MetaLearner`.
+        learner: anything with `finetune`.
         builder: an `EpisodeBuilder` of the classes to test on.
         episodes: number of episodes, at least 2.
         steps: inner steps; the learner's by default.
@@ -30,16 +33,17 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         ranks: the group of processes that the episodes of a batch are divided over; all get the same result.
     Returns:
         dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and
-            loss_per_step (lists of
-        steps + 1, from no step on), episodes, and a note on batch norm. Accuracies are fractions; intervals
-        are half-widths, 1.96 standard errors of the mean over episodes.
+            loss_per_step (lists of steps + 1, from no step on), episodes, and a note on batch norm.
+            Accuracies are fractions; intervals are half-widths, 1.96 standard errors of the mean over
+            episodes.
     Raises:
         Diverged: the loss of an episode is not a finite number.
     """
     accuracies, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
     if not np.isfinite(losses).all():
         raise Diverged(
-            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower inner_lr."
+            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower "
+            "inner_lr."
         )
     means, intervals = mean_and_interval(accuracies)
     return {
@@ -54,19 +58,23 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     }
 
 
-def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=Ranks()):
+def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
     """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
     inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
-    steps = learner.inner_steps if steps is None else steps
-    accuracies, losses = np.zeros((2, episodes, steps + 1))
+    own = []
     for start in range(0, episodes, batch):
         indices = ranks.share(range(start, min(start + batch, episodes)))
         if indices:
-            own = slice(indices[0], indices[-1] + 1)
-            accuracies[own], losses[own] = learner.finetune(*meta_batch(builder, indices), steps=steps)
+            scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
+            own.append((slice(indices[0], indices[-1] + 1), scores))
         if between:
             between()
-    return ranks.sum_array(np.stack([accuracies, losses]))
+    # A rank that had no episodes learns from the others how many columns there are.
+    columns = ranks.largest(own[0][1][0].shape[1] if own else 0)
+    whole = np.zeros((2, episodes, columns))
+    for place, scores in own:
+        whole[:, place] = scores
+    return ranks.sum_array(whole)
 
 
 def mean_and_interval(accuracies):

@@ -1,7 +1,7 @@
 """What finished runs leave for others to check: report, log and curve, small enough for the repository, and a
 table of them.
 
-`python -m paddle_maml.results keep RUN FOLDER` copies a run's; `python -m paddle_maml.results table
+`python -m paddle_maml results keep RUN FOLDER` copies a run's; `python -m paddle_maml results table
 FOLDER...` prints a line for each.
 """
 
@@ -10,15 +10,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import statistics
-import sys
 from pathlib import Path
 
 from ..errors import UserError
 from ..files import write_together
-from ..report.log import CURVE, METRICS, REPORT, json_file, metrics_file, read_metrics
+from ..report.log import METRICS, metrics_file, read_metrics
+from ..report.tables import CURVE, REPORT, json_file, results_table
 from . import checkpoint
-from .settings import CommandLine, settings_from_dict
+from .settings import settings_from_dict
 
 # Rows of a log that is kept: more do not show in its curve.
 MOST_ROWS = 400
@@ -57,7 +56,7 @@ def finished_report(run_folder):
     if not os.path.isfile(path):
         raise UserError(f"There is no {path}: the run has not come to its end.")
     report = read_report(path, "iterations", "validation")
-    weights, _ = checkpoint.find_weights(run_folder)
+    weights = checkpoint.best_weights(run_folder)
     states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
     if (states.get("iteration"), states.get("best_iteration")) != (
         report["iterations"],
@@ -112,13 +111,15 @@ def keep(run_folder, folder):
         raise UserError("The folder to keep the run in is '': name one.")
     if os.path.realpath(run_folder) == os.path.realpath(folder):
         raise UserError(
-            f"The run's own folder {folder} is where its whole log is: name another one to keep the short one in."
+            f"The run's own folder {folder} is where its whole log is: name another one to keep the short "
+            "one in."
         )
     report, _ = finished_report(run_folder)
     for name in (METRICS, CURVE):
         if not os.path.isfile(os.path.join(run_folder, name)):
             raise UserError(
-                f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is missing of its end."
+                f"There is no {os.path.join(run_folder, name)}: resume the run, which writes what is "
+                "missing of its end."
             )
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
@@ -128,61 +129,17 @@ def keep(run_folder, folder):
 
 
 def table(folders):
-    """The reports in these folders as a Markdown table, and a line for each group of runs that differ in
-    their seeds alone: the mean of their accuracies, and the spread, which is the sample standard deviation. A
-        seed decides initial weights, training and test episodes.
+    """The reports in these folders as a Markdown table, see `results_table`. A folder that is named twice
+    counts once.
 
     Raises:
         UserError: a report is missing or damaged.
     """
-    lines = [
-        "| run | test accuracy, % | episodes | order | meta-iterations | seed | hours | command |",
-        "| --- " * 8 + "|",
-    ]
-    by_recipe = {}
+    runs = []
     for folder in {os.path.realpath(folder): folder for folder in folders}.values():
         report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
-        settings, test = settings_from_dict(report["settings"]), report["test"]
-        by_recipe.setdefault(dataclasses.replace(settings.portable(), seed=0, output=None), []).append(
-            (report["seed"], 100 * test["accuracy"])
-        )
-        lines.append(
-            f"| {os.path.basename(os.path.normpath(folder))} | {100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f} "
-            f"| {test['episodes']} | {settings.order} | {report['iterations']} | {report['seed']} "
-            f"| {report['training_seconds'] / 3600:.1f} | `{settings.command()}` |"
-        )
-    for settings, runs in by_recipe.items():
-        seeds, accuracies = zip(*sorted(runs))
-        if len(set(seeds)) == len(runs) > 1:  # a run beside a copy of it says nothing of seeds
-            mean, spread = statistics.mean(accuracies), statistics.stdev(accuracies)
-            seeds = ", ".join(map(str, seeds))
-            lines.append(
-                f"| {len(runs)} runs | mean {mean:.2f}, spread {spread:.2f} | | {settings.order} | | {seeds} | | `{settings.command()}` |"
-            )
-    return "\n".join(lines)
-
-
-def _main(arguments):
-    parser = CommandLine(
-        prog="python -m paddle_maml.results", description="Keep what shows how a run went, and tabulate it."
-    )
-    parser.add_argument(
-        "what",
-        choices=("keep", "table"),
-        help="keep: copy report, log and curve of the run in the first folder to the second; "
-        "table: print a line for each folder",
-    )
-    parser.add_argument("folders", nargs="+", metavar="FOLDER")
-    given = parser.parse(arguments)
-    if given["what"] == "table":
-        print(table(given["folders"]))
-    elif len(given["folders"]) != 2:
-        raise UserError(f"keep takes two folders, RUN and FOLDER, not {len(given['folders'])}.")
-    else:
-        keep(*given["folders"])
-
-
-if __name__ == "__main__":
-    from ..commands.cli import run_command
-
-    sys.exit(run_command(_main, sys.argv[1:]))
+        settings = settings_from_dict(report["settings"])
+        without_seed = dataclasses.replace(settings.portable(), seed=0, output=None)
+        name = os.path.basename(os.path.normpath(folder))
+        runs.append((name, report, settings.order, settings.command(), without_seed.command()))
+    return results_table(runs)

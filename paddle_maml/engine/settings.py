@@ -1,5 +1,4 @@
-"""Every setting of a run: name, default, unit, help text and check in one place, the presets, and the command
-line made from them.
+"""Every setting of a run: name, default, unit, help text and check in one place.
 
 To add a setting, add one field to `Settings`; the command line, the report and the checkpoints follow from
 it.
@@ -7,7 +6,6 @@ it.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import difflib
 import math
@@ -15,6 +13,10 @@ import os
 import shlex
 
 from ..errors import UserError
+from .presets import PRESETS
+
+# What is typed for None, where a preset or the run that is resumed has a value.
+NOTHING = "none"
 
 
 def _within(low, high):
@@ -97,7 +99,8 @@ class Settings:
     )
     distortions: int = _setting(
         0,
-        "distorted copies of each training image, which count as further images of its class (after Koch et al. "
+        "distorted copies of each training image, which count as further images of its class (after Koch "
+        "et al. "
         "2015)",
         "copies",
         _within(0, 20),
@@ -119,8 +122,10 @@ class Settings:
 
     start_from: str = _setting(
         None,
-        "weights to start from: a run folder, a file, or the name of weights that come with the library, also "
-        "those for more classes (the first n_way are taken) or other inner steps; default, where the preset has no "
+        "weights to start from: a run folder, a file, or the name of weights that come with the library, "
+        "also "
+        "those for more classes (the first n_way are taken) or other inner steps; default, where the "
+        "preset has no "
         "other, and none: fresh ones",
         "path or name",
         kind=str,
@@ -233,18 +238,20 @@ class Settings:
             number_as_float = kind is float and type(value) is int
             if type(value) is not kind and not number_as_float:
                 raise UserError(f"{field.name} is {value!r}, but must be of type {kind.__name__}.")
-            wrong = _what_is_wrong(field, value)
+            wrong = what_is_wrong(field, value)
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
         # Who gives these expects an effect.
         if self.multi_step_iterations and self.inner_steps == 1:
             raise UserError(
-                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no earlier loss that could "
+                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no "
+                "earlier loss that could "
                 "count: leave it out, or raise inner_steps."
             )
         if self.first_order_iterations and self.order == 1:
             raise UserError(
-                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: leave it out, or set order "
+                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: "
+                "leave it out, or set order "
                 "to 2."
             )
 
@@ -301,109 +308,6 @@ class Settings:
         return self.output or f"runs/{self.preset}"
 
 
-# The competition's protocol: first order, 5 steps, 32 tasks, 15 query images; everything else is the default.
-# Inner rate 0.1 of its article; 0.04 for 5-way 5-shot, as its published weights need.
-_COMPETITION = {
-    "order": 1,
-    "inner_steps": 5,
-    "inner_lr": 0.1,
-    "meta_batch": 32,
-    "iterations": 10000,
-    "val_every": 1000,
-}
-
-# Finn et al. 2017: exact gradient, strided network, rotations, 60,000 iterations; its random division of 1200
-# and 423 classes was not published, `vinyals` is the nearest list. Its code sums the inner loss over the
-# shots' classes, so its alpha of 0.4 (5-way) and 0.1 (20-way) are both 2.0 on the mean loss used here.
-_PAPER = {
-    "architecture": "stride",
-    "rotations": True,
-    "split_rule": "vinyals",
-    "order": 2,
-    "inner_lr": 2.0,
-    "iterations": 60000,
-    "meta_lr": 0.001,
-}
-_PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
-_PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
-
-# What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine
-# schedule (Antoniou et al. 2019), rotations (Santoro et al. 2016), distorted copies (after Koch et al. 2015).
-# Small meta-batches, and few query images where there are many classes: more steps in the time that a CPU
-# has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for
-# prototypical networks. docs/results.md has what each brings.
-_BEST = {
-    "order": 2,
-    "inner_steps": 1,
-    "inner_lr": 0.1,
-    "learn_inner_lr": True,
-    "rotations": True,
-    "distortions": 8,
-    "meta_lr_schedule": "cosine",
-}
-_BEST_5WAY = {**_BEST, "n_way": 5, "k_query": 15, "meta_batch": 8, "val_episodes": 500}
-_BEST_20WAY = {**_BEST, "n_way": 20, "k_query": 5, "meta_batch": 4, "val_episodes": 100, "test_episodes": 600}
-
-PRESETS = {
-    # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
-    # because it learns faster per episode.
-    "quickstart": {
-        "dataset": "synthetic",
-        "width": 32,
-        "k_query": 5,
-        "order": 2,
-        "inner_steps": 3,
-        "inner_lr": 0.2,
-        "meta_batch": 8,
-        "iterations": 300,
-        "meta_lr": 0.003,
-        "meta_lr_schedule": "cosine",
-        "val_every": 100,
-        "val_episodes": 50,
-        "test_episodes": 500,
-        "checkpoint_every": 50,
-    },
-    "omniglot-5way-1shot": {**_COMPETITION, "n_way": 5, "k_shot": 1},
-    "omniglot-5way-5shot": {**_COMPETITION, "n_way": 5, "k_shot": 5, "inner_lr": 0.04},
-    # 16 tasks: the competition's memory allowed no more.
-    "omniglot-20way-1shot": {**_COMPETITION, "n_way": 20, "k_shot": 1, "meta_batch": 16},
-    "omniglot-20way-5shot": {**_COMPETITION, "n_way": 20, "k_shot": 5},
-    "best-20way-1shot": {**_BEST_20WAY, "k_shot": 1, "iterations": 12000},
-    # Among 20 classes, characters that are not turned are told apart better without rotations in the end:
-    # docs/results.md.
-    "best-20way-5shot": {
-        **_BEST_20WAY,
-        "k_shot": 5,
-        "start_from": "20way-1shot",
-        "rotations": False,
-        "meta_lr": 0.0005,
-        "iterations": 1500,
-        "val_every": 250,
-    },
-    "best-5way-1shot": {
-        **_BEST_5WAY,
-        "k_shot": 1,
-        "start_from": "20way-1shot",
-        "meta_lr": 0.0005,
-        "iterations": 2500,
-        "val_every": 250,
-    },
-    "best-5way-5shot": {
-        **_BEST_5WAY,
-        "k_shot": 5,
-        "start_from": "20way-1shot",
-        "meta_lr": 0.0005,
-        "iterations": 800,
-        "val_every": 100,
-    },
-    # As many query as support images in training, as in the paper.
-    "paper-5way-1shot": {**_PAPER_5WAY, "k_shot": 1, "k_query": 1},
-    "paper-5way-5shot": {**_PAPER_5WAY, "k_shot": 5, "k_query": 5},
-    "paper-20way-1shot": {**_PAPER_20WAY, "k_shot": 1, "k_query": 1},
-    "paper-20way-5shot": {**_PAPER_20WAY, "k_shot": 5, "k_query": 5},
-}
-
-
 def _in_runs(path):
     """A run folder of the same name, or the same checkpoint in it, where runs are kept by default."""
     parts = os.path.abspath(path).split(os.sep)
@@ -411,7 +315,7 @@ def _in_runs(path):
     return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1 :]])
 
 
-def _nearest(name, names):
+def nearest(name, names):
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]}?" if close else "see --help for the list."
 
@@ -428,7 +332,7 @@ def settings_from_preset(preset="omniglot-5way-1shot", **overrides):
         UserError: an unknown preset, an unknown setting or a wrong value.
     """
     if preset not in PRESETS:
-        raise UserError(f"There is no preset {preset!r}: {_nearest(preset, PRESETS)}")
+        raise UserError(f"There is no preset {preset!r}: {nearest(preset, PRESETS)}")
     return settings_from_dict({**PRESETS[preset], **overrides, "preset": preset})
 
 
@@ -438,7 +342,7 @@ def settings_from_dict(values):
     names = [field.name for field in dataclasses.fields(Settings)]
     for name in values:
         if name not in names:
-            raise UserError(f"There is no setting {name!r}: {_nearest(str(name), names)}")
+            raise UserError(f"There is no setting {name!r}: {nearest(str(name), names)}")
     settings = Settings(**values)
     settings.check()
     return settings
@@ -449,89 +353,7 @@ def flag(name):
     return "--" + name.replace("_", "-")
 
 
-class CommandLine(argparse.ArgumentParser):
-    """An argument parser that raises UserError instead of leaving the program, and knows the nearest option
-    to a mistyped one."""
-
-    def __init__(self, **options):
-        super().__init__(
-            allow_abbrev=False,
-            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120),
-            **options,
-        )
-
-    def error(self, message):
-        raise UserError(message + ("" if message.endswith((".", "?")) else "."))
-
-    def parse(self, arguments):
-        """Dict of the options that were given, and only those."""
-        known, unknown = self.parse_known_args(arguments)
-        if unknown:
-            options = [option for action in self._actions for option in action.option_strings]
-            raise UserError(f"unknown option {unknown[0]}: {_nearest(unknown[0].split('=')[0], options)}")
-        return vars(known)
-
-    def add_settings(self, names=None, other=None):
-        """One option for each field of `Settings`.
-
-        Args:
-            names: the fields to offer; default all.
-            other: dict from field to (option, help), where others than `flag(name)` and the field's own are
-                wanted.
-        """
-        for field in dataclasses.fields(Settings):
-            if names is not None and field.name not in names:
-                continue
-            kind, check = field.metadata["kind"], field.metadata["check"]
-            option, help = (other or {}).get(field.name, (flag(field.name), field.metadata["help"]))
-            unit, choices = field.metadata["unit"], getattr(check, "choices", None)
-            details = [f"default {field.default}"] if field.default is not None else []
-            details = ([f"unit: {unit}"] if unit else []) + details
-            # "%" has a meaning in argparse's help texts.
-            text = (help + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
-            if kind is bool:
-                self.add_argument(
-                    option,
-                    dest=field.name,
-                    action=argparse.BooleanOptionalAction,
-                    default=argparse.SUPPRESS,
-                    help=text,
-                )
-            else:
-                metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
-                self.add_argument(
-                    option,
-                    dest=field.name,
-                    type=_reader(option, field),
-                    default=argparse.SUPPRESS,
-                    help=text,
-                    metavar=metavar,
-                )
-
-
-# What is typed for None, where a preset or the run that is resumed has a value.
-NOTHING = "none"
-
-
-def _reader(option, field):
-    """The function from an option's text to its value; it names the option as it was typed where the value is
-    wrong."""
-    kind = field.metadata["kind"]
-
-    def read(text):
-        if text == NOTHING and field.default is None:
-            return None
-        value = os.path.expanduser(text) if field.metadata["unit"].startswith("path") else kind(text)
-        wrong = _what_is_wrong(field, value)
-        if wrong:
-            raise UserError(f"{option} is {value!r}, but {wrong}.")
-        return value
-
-    read.__name__ = kind.__name__  # argparse names it in its message
-    return read
-
-
-def _what_is_wrong(field, value):
+def what_is_wrong(field, value):
     """The end of a sentence about a value of the right type, or None."""
     check = field.metadata["check"]
     return check(value) if check else "must not be empty" if value == "" else None

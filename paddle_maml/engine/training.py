@@ -1,82 +1,42 @@
-"""Training: the only loop over meta-iterations, with validation, checkpoints, resume and the final test."""
+"""Training: what happens in a run, from its first line to its report, and the only loop over
+meta-iterations."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import os
-import shlex
 import time
 
 import numpy as np
 import paddle
 
-from .. import pretrained
-from ..data.episodes import EpisodeBuilder, meta_batch
+from ..data.episodes import meta_batch
 from ..errors import UserError
-from ..files import digest, lock_folder, write_whole
-from ..report.log import (
-    CURVE,
-    METRICS,
-    REPORT,
-    Metrics,
-    Progress,
-    Silence,
-    evaluation_table,
-    read_metrics,
-    require_visualdl,
-    write_json,
-)
-from ..report.pictures import draw_curve, png
-from . import checkpoint
+from ..files import digest
+from ..report.log import require_visualdl
 from .assembly import (
-    classes_trained_on,
     describe,
     environment,
-    evaluation_episodes,
+    held_back_episodes,
     load_training_images,
     make_learner,
+    make_optimizer,
+    meta_loss_options,
+    training_episodes,
 )
-from .background import Ahead, Interrupted, StopRequest
+from .background import Ahead
 from .device import select_device
 from .evaluation import Diverged, evaluate
-from .parallel import Ranks, started_rank
-from .settings import Settings, flag
+from .parallel import ALONE, Ranks
+from .processes import started_rank
+from .provenance import UNKNOWN, fresh_weights_are_a_way_out, origin_of, start_weights
+from .run_folder import NotFinite, RunFolder, refuse_other_run
+from .settings import Settings
+from .signals import Interrupted, StopRequest
+from .weights import load_weights, set_weights
 
 
-def meta_gradient(learner, batch, share=1.0, ranks=Ranks(), **options):
-    """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
-
-    Args:
-        learner: a `MetaLearner` with cleared gradients.
-        batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks, this rank's; None if it has none.
-        share: this rank's part of the tasks of the meta-batch, a fraction.
-        ranks: the group of processes that the tasks are divided over.
-        options: `order` and `step_weights` of `MetaLearner.meta_loss`.
-    Returns:
-        (loss, accuracy): means over the query sets of the whole meta-batch, floats.
-    """
-    numbers = [0.0, 0.0]
-    if batch is not None:
-        loss, accuracy = learner.meta_loss(*batch, **options)
-        (loss * share).backward()
-        numbers = [float(loss) * share, float(accuracy) * share]
-    return ranks.sum_gradients(learner.parameters(), numbers)
-
-
-def multi_step_weights(iteration, period, inner_steps):
-    """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
-
-    They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period`
-    meta-iterations: the annealing of Antoniou et al. 2019, "How to train your MAML", section 4, without its
-    lower bound on the earlier weights.
-    """
-    earlier = max(0.0, 1 - iteration / period) / inner_steps if period else 0.0
-    return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
-
-
-def train(settings):
+def train(settings: Settings) -> dict:
     """Train, keep the weights with the best validation accuracy, test them, and write the run folder.
 
     The run folder holds metrics.csv, the newest checkpoint set and, at the end, report.json and curve.png. A
@@ -102,22 +62,46 @@ def train(settings):
     parts, rule = load_training_images(settings)
     stop = StopRequest()
     try:
-        with stop, contextlib.ExitStack() as held:
-            run = _Run(settings, parts, device, stop, ranks, held)
-            run.loop()
-            return run.test(rule)
+        with stop:
+            trainer = Trainer(settings, parts, ranks)
+            folder = RunFolder(trainer, environment(device), stop)
+            with folder.taken() as newest:
+                folder.open(folder.restore(newest) if newest else trainer.begin())
+                trainer.loop(folder)
+                result = trainer.test(parts["test"], folder.stop_if_asked)
+                return folder.report(describe(result, settings, parts["test"], rule, "test"))
     except UserError:
         if stop.requested and not ranks.leads:
             raise Interrupted("Stopped because another process failed, which says why.") from None
         raise
 
 
+def meta_gradient(learner, batch, share=1.0, ranks=ALONE, **options):
+    """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
+
+    Args:
+        learner: anything with `meta_loss` and `parameters`; its gradients are cleared.
+        batch: x_spt, y_spt, x_qry, y_qry with a leading axis of T tasks, this rank's; None if it has none.
+        share: this rank's part of the tasks of the meta-batch, a fraction.
+        ranks: the group of processes that the tasks are divided over.
+        options: of `meta_loss`.
+    Returns:
+        (loss, accuracy): means over the query sets of the whole meta-batch, floats.
+    """
+    numbers = [0.0, 0.0]
+    if batch is not None:
+        loss, accuracy = learner.meta_loss(*batch, **options)
+        (loss * share).backward()
+        numbers = [float(loss) * share, float(accuracy) * share]
+    return ranks.sum_gradients(learner.parameters(), numbers)
+
+
 @dataclasses.dataclass
-class _State:
+class State:
     """What a checkpoint holds beside weights and moments."""
 
     start_sha256: str = ""  # of the file of weights that the run started from
-    trained_on: list = dataclasses.field(default_factory=list)  # as in `checkpoint.Origin`
+    trained_on: list = dataclasses.field(default_factory=list)  # as in `provenance.Origin`
     iteration: int = 0  # meta-iterations done
     validated: int = 0  # the meta-iteration of the last validation
     logged: int = 0  # the meta-iteration of the last row of metrics.csv
@@ -132,440 +116,148 @@ class _State:
     step_seconds: float = 0.0
     seconds: float = 0.0  # of the whole run, over all its pieces
 
+    def add(self, loss: float, accuracy: float, meta_lr: float, seconds: float) -> None:
+        """Count a meta-iteration."""
+        self.iteration += 1
+        self.meta_lr = meta_lr
+        self.loss_sum += loss
+        self.accuracy_sum += accuracy
+        self.summed += 1
+        self.step_seconds += seconds
+        self.seconds += seconds
 
-class _Run:
-    """A run from its folder's checkpoint, or the beginning, to its report.
+    def means(self, tasks: int) -> dict:
+        """Of the meta-iterations since the last row, each of so many tasks."""
+        return {
+            "loss": self.loss_sum / self.summed,
+            "accuracy": self.accuracy_sum / self.summed,
+            "episodes_per_second": self.summed * tasks / max(self.step_seconds, 1e-9),
+        }
+
+    def start_row(self) -> None:
+        """The sums are in a row now."""
+        self.logged, self.summed = self.iteration, 0
+        self.loss_sum = self.accuracy_sum = self.step_seconds = 0.0
+
+
+class Trainer:
+    """A learner in training: its meta-optimizer, its episodes and how far it is. It writes no file.
 
     Args:
         settings: `Settings`.
         parts: dict from "train", "val" and "test" to `ImageSet`.
-        device: as Paddle names it.
-        stop: a `StopRequest`.
         ranks: the group of processes.
-        held: an `ExitStack`, left when the run ends: it closes the log, removes what a run that never began
-            has written, and holds the folder's lock.
     """
 
-    def __init__(self, settings, parts, device, stop, ranks, held):
-        self.settings, self.parts, self.device, self.stop, self.ranks = settings, parts, device, stop, ranks
-        self.folder = settings.run_folder
-        self.state, self.saved = _State(), None
-        self.metrics = self.progress = Silence()
-        begins_with = self._make_learner_and_episodes()
-        made = self._take_folder(held)
-        newest = checkpoint.newest_checkpoint(self.folder) if settings.resume else None
-        self.fresh = not newest
-        if ranks.leads and self.fresh:
-            # A run that fails before its first step leaves nothing that would be in the way of the next try.
-            held.push(lambda failure, *_: self._remove_what_never_began(failure, made))
-        held.callback(self.close)
-        if newest:
-            begins_with = f"Continuing {self.folder} after meta-iteration {self._restore(newest)}."
-        else:
-            self.best = self._weights()
-        if not (
-            ranks.agree(self.state.iteration)
-            and ranks.agree(sum(float(np.abs(a).sum()) for a in self._weights().values()))
-        ):
-            raise UserError(
-                f"The processes of the run start from different weights; the output folder {self.folder} must be one that all of "
-                "them see."
-            )
-        if not newest:
-            self.save()  # before there is a log: the log of a run is never without a checkpoint
-        if ranks.leads:
-            self.metrics = Metrics(self.folder, self.state.logged, settings.visualdl)
-            self.progress = Progress(settings.iterations, self.state.iteration)
-        if begins_with:
-            self.progress.note(begins_with)
-
-    def _make_learner_and_episodes(self):
-        """Learner, meta-optimizer and episodes as a run begins with them; returns a sentence on its first
-        weights, None for fresh ones."""
-        settings, parts, said, before = self.settings, self.parts, None, []
+    def __init__(self, settings, parts, ranks=ALONE):
+        self.settings, self.ranks, self.state = settings, ranks, State()
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
-        if settings.resume and checkpoint.newest_checkpoint(self.folder):
-            pass  # its weights will take the place of all others
-        elif settings.start_from:
-            weights, origin = start_weights(settings)
-            with _fresh_weights_are_a_way_out():
-                checkpoint.load_weights(self.learner, weights, fit=True)
+        self.optimizer, self.schedule = make_optimizer(settings, self.learner)
+        self.episodes = training_episodes(settings, parts["train"])
+        self.val_episodes = held_back_episodes(settings, parts["val"])
+        held_back_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
+        self.best = {}  # the weights with the best validation accuracy
+
+    def begin(self) -> str | None:
+        """Load the weights that the settings start from; returns a sentence on them, None for fresh ones."""
+        weights, origin = start_weights(self.settings)
+        before, said = [], None
+        if weights:
+            with fresh_weights_are_a_way_out():
+                load_weights(self.learner, weights, fit=True)
             self.state.start_sha256 = digest(weights)
-            before = origin.trained_on if origin else [checkpoint.UNKNOWN]
-            unknown = checkpoint.UNKNOWN in before
-            said = f"Starting from {weights}" + (
-                "; which classes these weights were trained on is not known." if unknown else "."
-            )
-        elif settings.resume:
-            said = f"There is no checkpoint in {self.folder} yet: starting from the beginning."
-        self.state.trained_on = checkpoint.origin_of(settings, {"trained_on": before}).trained_on
-        self.builder = EpisodeBuilder(
-            parts["train"],
-            settings.n_way,
-            settings.k_shot,
-            settings.k_query,
-            seed=settings.seed,
-            rotations=settings.rotations,
-        )
-        self.val_builder = _held_back_episodes(settings, parts["val"])
-        _held_back_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
-        self.schedule = settings.meta_lr
-        if settings.meta_lr_schedule == "cosine":
-            self.schedule = paddle.optimizer.lr.CosineAnnealingDecay(
-                settings.meta_lr, T_max=settings.iterations
-            )
-        self.optimizer = paddle.optimizer.Adam(
-            learning_rate=self.schedule, parameters=self.learner.parameters()
-        )
+            before = origin.trained_on if origin else [UNKNOWN]
+            unknown = "; which classes these weights were trained on is not known"
+            said = f"Starting from {weights}{unknown if UNKNOWN in before else ''}."
+        elif self.settings.resume:
+            said = f"There is no checkpoint in {self.settings.run_folder} yet: starting from the beginning."
+        self.state.trained_on = origin_of(self.settings, {"trained_on": before}).trained_on
         return said
 
-    def _take_folder(self, held):
-        """Make and lock the run folder; returns whether it was made."""
-        made = not os.path.isdir(self.folder)
-        os.makedirs(self.folder, exist_ok=True)
-        if self.ranks.leads:
-            held.enter_context(lock_folder(self.folder))
-            refuse_other_run(self.settings)  # another process may have had the folder since the first look
-            checkpoint.remove_leftovers(self.folder)
-        return made
-
-    def loop(self):
+    def loop(self, folder):
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run
         finds it."""
         settings, state = self.settings, self.state
-        ahead = Ahead(self._build, state.iteration, settings.iterations)
+        ahead = Ahead(self.meta_batch, state.iteration, settings.iterations)
         try:
             while True:
-                began = time.monotonic()
-                last = state.iteration == settings.iterations
+                began, last = time.monotonic(), state.iteration == settings.iterations
                 if state.validated < state.iteration and (last or state.iteration % settings.val_every == 0):
-                    self._validate()
+                    folder.log(**self.validate(folder))
                 elif state.logged < state.iteration and (last or state.iteration % settings.log_every == 0):
-                    self._log()
+                    folder.log()
                 state.seconds += time.monotonic() - began
-                if (
-                    last
-                    or state.iteration % settings.checkpoint_every == 0
-                    or state.validated == state.iteration
-                ):
-                    self.save()
-                self._stop_if_asked()
+                validated = state.validated == state.iteration
+                if last or validated or state.iteration % settings.checkpoint_every == 0:
+                    folder.save()
+                folder.stop_if_asked()
                 if last:
                     return
-                self._step(ahead.next())
+                self.step(*ahead.next())
+                folder.progress.update(state.iteration, **state.means(settings.meta_batch))
         finally:
             ahead.close()
 
-    def test(self, rule):
-        """Test the best weights, write and return the report."""
-        settings, state = self.settings, self.state
-        checkpoint.set_weights(self.learner, self.best, "the best checkpoint")
-        result = evaluate(
-            self.learner,
-            _held_back_episodes(settings, self.parts["test"]),
-            settings.test_episodes,
-            settings.steps_at_test,
-            between=self._stop_if_asked,
-            ranks=self.ranks,
-        )
-        report = {
-            "test": describe(result, settings, self.parts["test"], rule, "test"),
-            "validation": {
-                "accuracy": state.best_accuracy,
-                "interval": state.best_interval,
-                "episodes": settings.val_episodes,
-                "iteration": state.best_iteration,
-            },
-            "start_sha256": state.start_sha256 or None,
-            "trained_on": state.trained_on,
-            "iterations": state.iteration,
-            "training_seconds": round(state.seconds, 1),
-            "processes": self.ranks.size,
-            "seed": settings.seed,
-            "environment": environment(self.device),
-            "settings": settings.as_dict(),
-        }
-        if self.ranks.leads:
-            write_json(os.path.join(self.folder, REPORT), report)
-            write_whole(
-                os.path.join(self.folder, CURVE),
-                png(draw_curve(read_metrics(os.path.join(self.folder, METRICS)))),
-            )
-        self.progress.note(evaluation_table(report["test"]))
-        self.progress.note(
-            f"Weights of meta-iteration {state.best_iteration}, the best of validation ({state.best_accuracy:.2%}). "
-            f"Report: {os.path.join(self.folder, REPORT)}"
-        )
-        return report
-
-    def save(self):
-        """Write a checkpoint set, unless the newest one has this state already or another rank does it."""
-        state = (self.state.iteration, self.state.validated)
-        if self.saved == state or not self.ranks.leads:
-            return
-        weights = self._weights()
-        if not all(np.isfinite(array).all() for array in weights.values()):
-            raise self._diverged("a weight is not a finite number", self.state.iteration)
-        states = {
-            **dataclasses.asdict(self.state),
-            "settings": self.settings.as_dict(),
-            "seed": self.settings.seed,
-            "environment": environment(self.device),
-        }
-        best = (
-            self.best if self.state.validated else weights
-        )  # until there is a validation the newest must do
-        checkpoint.write_checkpoint(
-            self.folder,
-            self.state.iteration,
-            weights,
-            best,
-            checkpoint.optimizer_state(self.optimizer, self.learner),
-            states,
-        )
-        self.saved = state
-
-    def close(self):
-        self.progress.close()
-        self.metrics.close()
-
-    def _build(self, iteration):
-        size = self.settings.meta_batch
-        indices = self.ranks.share(range(iteration * size, (iteration + 1) * size))
-        return (meta_batch(self.builder, indices) if indices else None), len(indices) / size
-
-    def _step(self, batch):
+    def step(self, batch, share):
+        """One meta-iteration on this rank's tasks, which are a share of the meta-batch."""
         state, began = self.state, time.monotonic()
-        if self.settings.meta_lr_schedule == "cosine":
+        if self.schedule:
             # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got
             # here.
             self.schedule.step(epoch=state.iteration)
-        order = 1 if state.iteration < self.settings.first_order_iterations else self.settings.order
-        weights = multi_step_weights(
-            state.iteration, self.settings.multi_step_iterations, self.settings.inner_steps
-        )
-        loss, accuracy = meta_gradient(self.learner, *batch, self.ranks, order=order, step_weights=weights)
+        options = meta_loss_options(self.settings, state.iteration)
+        loss, accuracy = meta_gradient(self.learner, batch, share, self.ranks, **options)
         if not math.isfinite(loss):
-            raise self._diverged(f"the loss is {loss}")
+            raise NotFinite(state.iteration + 1, f"the loss is {loss}")
         # ReLU and maximum take NaN for zero, so that the loss may look sound when the gradient is not.
         if not all(bool(paddle.isfinite(parameter.grad).all()) for parameter in self.learner.parameters()):
-            raise self._diverged("the meta-gradient is not finite")
+            raise NotFinite(state.iteration + 1, "the meta-gradient is not finite")
         self.optimizer.step()
         self.optimizer.clear_grad()
-        state.iteration += 1
-        state.meta_lr = float(self.optimizer.get_lr())
-        state.loss_sum += loss
-        state.accuracy_sum += accuracy
-        state.summed += 1
-        state.step_seconds += time.monotonic() - began
-        state.seconds += time.monotonic() - began
-        self.progress.update(state.iteration, **self._means())
+        state.add(loss, accuracy, float(self.optimizer.get_lr()), time.monotonic() - began)
 
-    def _means(self):
+    def validate(self, folder):
+        """Score the validation episodes, keep the weights if they are the best so far; returns the columns of
+        the log that tell of it."""
         state = self.state
-        return {
-            "loss": state.loss_sum / state.summed,
-            "accuracy": state.accuracy_sum / state.summed,
-            "episodes_per_second": state.summed * self.settings.meta_batch / max(state.step_seconds, 1e-9),
-        }
-
-    def _validate(self):
-        state, settings = self.state, self.settings
         try:
-            result = evaluate(
-                self.learner,
-                self.val_builder,
-                settings.val_episodes,
-                settings.steps_at_test,
-                between=self._stop_if_asked,
-                ranks=self.ranks,
-            )
+            result = self._evaluate(self.val_episodes, self.settings.val_episodes, folder.stop_if_asked)
         except Diverged:
-            raise self._diverged(
-                "the loss of the validation is not a finite number", state.iteration
-            ) from None
+            what = "the loss of the validation is not a finite number"
+            raise NotFinite(state.iteration, what) from None
         state.validated = state.iteration
-        if result["accuracy"] > state.best_accuracy:
+        accuracy, interval = result["accuracy"], result["interval"]
+        if accuracy > state.best_accuracy:
             state.best_iteration, state.best_accuracy, state.best_interval = (
                 state.iteration,
-                result["accuracy"],
-                result["interval"],
+                accuracy,
+                interval,
             )
-            self.best = self._weights()
-        self.progress.note(
-            f"validation after {state.iteration}: {result['accuracy']:.2%} +- {result['interval']:.2%}, best "
+            self.best = self.weights()
+        folder.progress.note(
+            f"validation after {state.iteration}: {accuracy:.2%} +- {interval:.2%}, best "
             f"{state.best_accuracy:.2%} after {state.best_iteration}"
         )
-        self._log(val_loss=result["loss"], val_accuracy=result["accuracy"], val_interval=result["interval"])
+        return {"val_loss": result["loss"], "val_accuracy": accuracy, "val_interval": interval}
 
-    def _log(self, **validation):
-        state = self.state
-        if state.logged < state.iteration:
-            self.metrics.add(
-                iteration=state.iteration,
-                meta_lr=state.meta_lr,
-                seconds=state.seconds,
-                **self._means(),
-                **validation,
-            )
-        state.logged, state.loss_sum, state.accuracy_sum, state.summed, state.step_seconds = (
-            state.iteration,
-            0.0,
-            0.0,
-            0,
-            0.0,
-        )
+    def test(self, images, between=None):
+        """The result of `evaluate` for the best weights, which the learner has afterwards."""
+        set_weights(self.learner, self.best, "the best checkpoint")
+        episodes = held_back_episodes(self.settings, images)
+        return self._evaluate(episodes, self.settings.test_episodes, between)
 
-    def _weights(self):
-        # Copies: Paddle may show the tensor's own memory, which the next step overwrites.
+    def weights(self) -> dict:
+        """The learner's weights by name. Copies: Paddle may show the tensor's own memory, which the next step
+        overwrites."""
         return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
 
-    def _restore(self, path):
-        """Take up a checkpoint set; returns the number of meta-iterations done."""
-        files = {
-            name: os.path.join(path, name)
-            for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER, checkpoint.STATES)
-        }
-        stored, stored_settings = checkpoint.read_states(files[checkpoint.STATES])
-        _refuse_other_settings(stored_settings, self.settings)
-        if (
-            self.settings.meta_lr_schedule == "cosine"
-            and self.settings.iterations != stored_settings.iterations
-        ):
-            raise UserError(
-                f"{flag('iterations')} is {self.settings.iterations}, but the meta rate of the run in {self.folder} falls to 0 at "
-                f"{stored_settings.iterations}; a resumed run cannot change it: train further in another folder, with "
-                f"{flag('start_from')} {shlex.quote(self.folder)}."
-            )
-        stored = {**stored, "trained_on": checkpoint.origin_of(stored_settings, stored).trained_on}
-        for field in dataclasses.fields(_State):
-            value = stored.get(field.name)
-            if type(value) is not type(getattr(self.state, field.name)):
-                raise UserError(f"{files[checkpoint.STATES]} is damaged: {field.name} is {value!r}.")
-            setattr(self.state, field.name, value)
-        if self.state.iteration > self.settings.iterations:
-            raise UserError(
-                f"iterations is {self.settings.iterations}, but the run in {self.folder} has done {self.state.iteration} already: "
-                f"ask for more, or choose another folder with {flag('output')}."
-            )
-        checkpoint.load_weights(self.learner, files[checkpoint.BEST])
-        self.best = self._weights()
-        checkpoint.load_weights(self.learner, files[checkpoint.WEIGHTS])
-        if self.state.iteration:
-            optimizer = checkpoint.read_file(files[checkpoint.OPTIMIZER])
-            checkpoint.set_optimizer_state(
-                self.optimizer, self.learner, optimizer, files[checkpoint.OPTIMIZER]
-            )
-        self.saved = (self.state.iteration, self.state.validated)
-        return self.state.iteration
+    def meta_batch(self, iteration):
+        """This rank's tasks of a meta-iteration, None if it has none, and their share of all."""
+        size = self.settings.meta_batch
+        indices = self.ranks.share(range(iteration * size, (iteration + 1) * size))
+        return (meta_batch(self.episodes, indices) if indices else None), len(indices) / size
 
-    def _stop_if_asked(self):
-        if self.ranks.any(self.stop.requested):
-            self.save()
-            self.ranks.any(
-                False
-            )  # nobody leaves before the checkpoint is whole: the end of one process ends the others
-            raise Interrupted(
-                f"Stopped after meta-iteration {self.state.iteration}; continue with: python train.py --resume "
-                f"--output {shlex.quote(self.folder)}"
-            )
-
-    def _diverged(self, what, iteration=None):
-        iteration = iteration or self.state.iteration + 1
-        if not self.state.iteration and self.fresh:
-            return UserError(
-                f"Stopped at meta-iteration {iteration}, because {what}: lower inner_lr or meta_lr."
-            )
-        newest = checkpoint.newest_checkpoint(self.folder)
-        return UserError(
-            f"Stopped at meta-iteration {iteration}, because {what}; the last good checkpoint is {newest}; "
-            "start again in another folder with a lower inner_lr or meta_lr."
-        )
-
-    def _remove_what_never_began(self, failure, made):
-        if failure is None or issubclass(failure, Interrupted) or self.state.iteration:
-            return
-        if self.saved:
-            checkpoint.remove_all(self.folder)
-            # There was none before: `refuse_other_run`.
-            with contextlib.suppress(OSError):
-                os.remove(os.path.join(self.folder, METRICS))
-        if made:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.folder)
-
-
-def _held_back_episodes(settings, images):
-    """The episodes of validation or test; their number of query images is a setting of its own here."""
-    try:
-        return evaluation_episodes(settings, images)
-    except UserError as error:
-        raise UserError(
-            f"In validation and test, where k_query is {flag('test_k_query')}, {settings.test_k_query}: {error}"
-        ) from None
-
-
-def start_weights(settings):
-    """The weights that a run with these settings starts from.
-
-    Returns:
-        (file, origin): as of `checkpoint.find_weights`; both None for fresh weights.
-
-    Raises:
-        UserError: there is no such file, the weights were trained on classes that the run holds back, or
-            their network is of another architecture.
-    """
-    if not settings.start_from:
-        return None, None
-    with _fresh_weights_are_a_way_out():
-        weights, origin = pretrained.find_weights(settings.start_from)
-        # Its shapes may be the same.
-        if origin and origin.settings.architecture != settings.architecture:
-            raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of {flag('architecture')} "
-                f"{origin.settings.architecture}: train that."
-            )
-        seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
-        if seen:
-            raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} classes that the split "
-                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
-            )
-    return weights, origin
-
-
-@contextlib.contextmanager
-def _fresh_weights_are_a_way_out():
-    # A preset may have asked for weights, and not the user.
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"{str(error)[:-1]}; {flag('start_from')} none begins with fresh weights.") from error
-
-
-def refuse_other_run(settings):
-    """UserError if the run folder holds a run and this one is not to continue it."""
-    folder = settings.run_folder
-    if os.path.exists(folder) and not os.path.isdir(folder):
-        raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")
-    newest = checkpoint.newest_checkpoint(folder)
-    remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
-    if settings.resume and remains and not newest:
-        raise UserError(
-            f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: choose another folder with {flag('output')}."
-        )
-    if (newest or remains) and not settings.resume:
-        raise UserError(
-            f"{folder} holds a run already; continue it with {flag('resume')}, or choose another folder with {flag('output')}."
-        )
-
-
-def _refuse_other_settings(old, new):
-    for field in dataclasses.fields(Settings):
-        before, now = getattr(old, field.name), getattr(new, field.name)
-        if before != now and not field.metadata["may_change"]:
-            now, before = ("none" if value is None else value for value in (now, before))
-            raise UserError(
-                f"{flag(field.name)} is {now}, but the run in {new.run_folder} was started with {before}; a resumed run cannot change it."
-            )
+    def _evaluate(self, episodes, count, between):
+        steps = self.settings.steps_at_test
+        return evaluate(self.learner, episodes, count, steps, between=between, ranks=self.ranks)

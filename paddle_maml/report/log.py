@@ -1,10 +1,9 @@
-"""What a run tells: progress on the screen, metrics.csv, VisualDL, and the report as JSON."""
+"""What a run tells while it goes on: progress on the screen, metrics.csv, VisualDL."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
 import math
 import os
 import re
@@ -15,7 +14,7 @@ import time
 from ..errors import UserError
 from ..files import write_whole
 
-METRICS, REPORT, CURVE, ANALYSIS = "metrics.csv", "report.json", "curve.png", "analysis.json"
+METRICS = "metrics.csv"
 COLUMNS = (
     "iteration",
     "loss",
@@ -60,7 +59,8 @@ class Progress:
         self._shown = now
         left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
         text = (
-            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  {episodes_per_second:.1f} episodes/s  "
+            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  "
+            f"{episodes_per_second:.1f} episodes/s  "
             f"{_clock(left)} left"
         )
         if not self._terminal:
@@ -120,7 +120,7 @@ class Metrics:
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
         write_whole(path, metrics_file(rows))
-        self._file = open(path, "a", newline="", encoding="utf-8")
+        self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
     def add(self, **values):
@@ -194,35 +194,7 @@ def _is_row(values):
 def require_visualdl():
     """The package visualdl; UserError if it is not installed."""
     try:
-        import visualdl
+        import visualdl  # here, because few have it
     except ImportError as error:
         raise UserError("visualdl is wanted but not installed: pip install visualdl.") from error
     return visualdl
-
-
-def json_file(report):
-    """The bytes of a JSON file that holds a dict of plain values."""
-    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
-
-
-def write_json(path, report):
-    """Write a dict of plain values as JSON, whole or not at all."""
-    write_whole(path, json_file(report))
-
-
-def evaluation_table(result):
-    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its
-    interval."""
-    lines = ["inner steps   accuracy            query loss"]
-    for step in range(len(result["accuracy_per_step"])):
-        lines.append(
-            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- {result['interval_per_step'][step]:6.2%}   "
-            f"{result['loss_per_step'][step]:10.4f}"
-        )
-    lines.append(
-        f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
-        f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
-        f"(95 % interval over {result['episodes']} episodes)"
-    )
-    lines.append("Note: " + result["note"])
-    return "\n".join(lines)

@@ -307,7 +307,8 @@ def test_missing_pytorch_is_one_message(monkeypatch, capsys):
     assert benchmark.main(TINY + ["--against", "competition,pytorch"]) == 2
     assert (
         capsys.readouterr().err
-        == "error: --against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch out.\n"
+        == "error: --against pytorch needs PyTorch, which is not installed: pip install torch, or leave "
+        "pytorch out.\n"
     )
 
 

@@ -6,12 +6,13 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from tiny_run import ROOT, TINY, call, options
 
 from paddle_maml.commands import cli
-from paddle_maml.engine import checkpoint
+from paddle_maml.engine import checkpoint, provenance
 from paddle_maml.engine.settings import settings_from_dict
 
 
@@ -45,7 +46,7 @@ def test_training_prints_the_report(run_folder):
         and "transductive" in output
         and "report.json" in output
     )
-    assert "Computing on the CPU: " in output or "gpu" in open(os.path.join(folder, "report.json")).read()
+    assert "Computing on the CPU: " in output or "gpu" in Path(folder, "report.json").read_text()
 
 
 def test_eval_of_a_run_folder_repeats_the_runs_test(run_folder, capfd, tmp_path):
@@ -370,7 +371,7 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
             f"{option} is {value}, but these weights are of a network with {own}",
         )
     file = str(tmp_path / "alone.pdparams")
-    shutil.copy(checkpoint.find_weights(folder)[0], file)
+    shutil.copy(provenance.find_weights(folder)[0], file)
     fails(
         capfd,
         cli.main_eval,

@@ -76,8 +76,8 @@ SHORTER = {
         "--against",
         "competition",
     ],
-    "paddle_maml.data.omniglot": [],
-    "paddle_maml.engine.results": [],
+    "paddle_maml data": [],
+    "paddle_maml results": [],
     "paddle_maml.engine.plain_data": [],
 }
 
@@ -117,10 +117,11 @@ def test_every_command_is_run_or_known():
 def test_command(clone, command, request):
     if "--pretrained" in command:
         request.getfixturevalue("omniglot")
-    needs_omniglot = "paddle_maml.data.omniglot" in command or "competition_5way_5shot" in command
+    needs_omniglot = "paddle_maml data" in command or "competition_5way_5shot" in command
     if needs_omniglot:
         pytest.skip(
-            "needs files of the user's own; what it calls is tested in test_omniglot.py and test_checkpoint.py"
+            "needs files of the user's own; what it calls is tested in test_omniglot.py and "
+            "test_checkpoint.py"
         )
     if "--gpus" in command:
         pytest.skip("needs two GPUs; the launcher on a CPU is tested in test_parallel.py")

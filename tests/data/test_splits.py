@@ -54,7 +54,7 @@ def test_lists_in_data_are_what_the_rules_give(rule):
 
 def test_lists_are_written_by_command(tmp_path):
     subprocess.run(
-        [sys.executable, "-m", "paddle_maml.data.splits", str(tmp_path)],
+        [sys.executable, "-m", "paddle_maml", "splits", str(tmp_path)],
         cwd=REPOSITORY,
         check=True,
         capture_output=True,

@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
-from test_learner import small_learner
 from tiny_run import options
 
-from paddle_maml import EpisodeBuilder, ImageSet
+from paddle_maml import MAML, EpisodeBuilder, ImageSet
 from paddle_maml.commands import cli
-from paddle_maml.engine import assembly, checkpoint, evaluation
+from paddle_maml.engine import assembly, evaluation, provenance
 from paddle_maml.engine.analysis import (
     ANALYSIS,
     CONFUSION,
@@ -23,7 +22,12 @@ from paddle_maml.engine.analysis import (
     _inner_rates,
     predict_episodes,
 )
+from paddle_maml.engine.weights import load_weights
 from paddle_maml.learners.maml import MetaLearner
+
+
+def small_learner(**options):
+    return MetaLearner(MAML(n_way=5, width=4), **options)
 
 
 def predictions(said):
@@ -104,13 +108,13 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     by_statistics, by_steps = analysis["accuracy_by_batch_statistics"], analysis["accuracy_by_inner_steps"]
     assert len(by_statistics) == 3 and len(by_steps) == 11 and len(analysis["accuracy_by_rate_factor"]) == 5
     # The same by the library's functions; the run adapts with 2 steps.
-    weights, (settings, _) = checkpoint.find_weights(str(run))
+    weights, (settings, _) = provenance.find_weights(str(run))
     parts, _ = assembly.load_images(settings)
     learner, builder = (
         assembly.make_learner(settings, parts["test"]),
         assembly.evaluation_episodes(settings, parts["test"]),
     )
-    checkpoint.load_weights(learner, weights)
+    load_weights(learner, weights)
     for row, statistics in zip(by_statistics, ("query", "one", "support")):
         assert row["accuracy"] == predict_episodes(learner, builder, 5, 2, statistics).accuracies.mean()
     per_step = [predict_episodes(learner, builder, 5, steps).accuracies.mean() for steps in range(11)]

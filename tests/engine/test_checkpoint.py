@@ -8,9 +8,16 @@ import paddle
 import pytest
 
 from paddle_maml import MAML, MetaLearner
-from paddle_maml.engine import checkpoint
+from paddle_maml.engine import checkpoint, provenance
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
+from paddle_maml.engine.weights import (
+    load_competition_weights,
+    load_weights,
+    optimizer_state,
+    set_optimizer_state,
+    set_weights,
+)
 from paddle_maml.errors import UserError
 
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "golden")
@@ -56,7 +63,7 @@ def test_stock_paddle_reads_what_is_written(tmp_path):
     learner = small_learner()
     optimizer = paddle.optimizer.Adam(0.01, parameters=learner.parameters())
     train_one_step(learner, optimizer)
-    state = checkpoint.optimizer_state(optimizer, learner)
+    state = optimizer_state(optimizer, learner)
     weights, states = weights_of(learner), {"iteration": 1, "settings": {"a": [1, None, 0.1]}}
     path = checkpoint.write_checkpoint(str(tmp_path), 1, weights, weights, state, states)
     for name, expected in ((checkpoint.WEIGHTS, weights_of(learner)), (checkpoint.OPTIMIZER, state)):
@@ -74,7 +81,7 @@ def test_what_paddle_save_writes_is_read(tmp_path, protocol):
     path = str(tmp_path / "stock.pdparams")
     paddle.save(learner.net.state_dict(), path, protocol=protocol)
     other = small_learner()
-    checkpoint.load_weights(other, path)
+    load_weights(other, path)
     assert_same(weights_of(other), weights_of(learner))
 
 
@@ -151,7 +158,7 @@ def test_hostile_files_are_refused(tmp_path, name):
     learner = small_learner()
     before = weights_of(learner)
     with pytest.raises(UserError) as error:
-        checkpoint.load_weights(learner, str(path))
+        load_weights(learner, str(path))
     assert str(path) in str(error.value) and "\n" not in str(error.value)
     assert_same(weights_of(learner), before)
 
@@ -228,7 +235,7 @@ def test_another_network_is_named_with_its_shapes(tmp_path, change, shapes):
     path = str(tmp_path / "model.pdparams")
     paddle.save(small_learner().state_dict(), path)
     with pytest.raises(UserError) as error:
-        checkpoint.load_weights(small_learner(**change), path)
+        load_weights(small_learner(**change), path)
     assert ("linear.weight" if "n_way" in change else "block1.conv_weight") in str(error.value)
     assert shapes in str(error.value)
 
@@ -245,7 +252,7 @@ def test_missing_and_unknown_parameters_and_nan_are_refused(tmp_path):
     ):
         paddle.save(content, path)
         with pytest.raises(UserError, match=sentence):
-            checkpoint.load_weights(learner, path)
+            load_weights(learner, path)
 
 
 def test_learned_rates_need_the_settings_of_their_run(tmp_path):
@@ -256,14 +263,14 @@ def test_learned_rates_need_the_settings_of_their_run(tmp_path):
     )
     learned.inner_rates.set_value(np.random.RandomState(0).rand(2, 14).astype("float32"))
     paddle.save(learned.state_dict(), path)
-    checkpoint.load_weights(fresh, path)
+    load_weights(fresh, path)
     assert_same(weights_of(fresh), weights_of(learned))
     for fit, way_out in (
         (False, "name the run or checkpoint folder"),
         (True, "to start from them, train with --learn-inner-lr"),
     ):
         with pytest.raises(UserError, match=f"learned inner rates: .*{way_out}"):
-            checkpoint.load_weights(small_learner(), path, fit=fit)
+            load_weights(small_learner(), path, fit=fit)
 
 
 @pytest.mark.parametrize("kind", ["npz", "list"])
@@ -277,28 +284,28 @@ def test_the_competitions_files_are_read(tmp_path, kind):
         else:
             pickle.dump(arrays, file)
     for load in (
-        lambda: checkpoint.load_competition_weights(other.net, path),
-        lambda: checkpoint.load_weights(other, path),
+        lambda: load_competition_weights(other.net, path),
+        lambda: load_weights(other, path),
     ):
         for parameter in other.parameters():
             parameter.set_value(parameter * 0)
         load()
         assert_same(weights_of(other.net), weights_of(net))
     with pytest.raises(UserError, match="linear"):
-        checkpoint.load_competition_weights(small_learner(n_way=2).net, path)
+        load_competition_weights(small_learner(n_way=2).net, path)
     with open(path, "rb") as file:
         whole = file.read()
     with open(path, "wb") as file:
         file.write(whole[: len(whole) // 2])
     with pytest.raises(UserError):
-        checkpoint.load_competition_weights(other.net, path)
+        load_competition_weights(other.net, path)
 
 
 def test_an_npz_of_objects_is_refused(tmp_path):
     path = str(tmp_path / "hostile.npz")
     np.savez(path, p00=np.array([Call(eval, "1/0")], dtype=object))
     with pytest.raises(UserError, match="damaged"):
-        checkpoint.load_competition_weights(small_learner().net, path)
+        load_competition_weights(small_learner().net, path)
 
 
 # ---- the meta-optimizer ----
@@ -309,16 +316,16 @@ def test_optimizer_state_survives_other_parameter_names():
     optimizer = paddle.optimizer.Adam(0.01, parameters=learner.parameters())
     train_one_step(learner, optimizer)
     train_one_step(learner, optimizer)
-    weights, state = weights_of(learner), checkpoint.optimizer_state(optimizer, learner)
+    weights, state = weights_of(learner), optimizer_state(optimizer, learner)
 
     paddle.ones([3])  # other tensors before: other names
     other = small_learner()
-    checkpoint.set_weights(other, weights, "test")
+    set_weights(other, weights, "test")
     assert [p.name for p in other.parameters()] != [p.name for p in learner.parameters()]
     resumed = paddle.optimizer.Adam(0.01, parameters=other.parameters())
-    checkpoint.set_optimizer_state(resumed, other, state, "test")
+    set_optimizer_state(resumed, other, state, "test")
     assert_same(weights_of(other), weights)
-    assert_same(checkpoint.optimizer_state(resumed, other), state)
+    assert_same(optimizer_state(resumed, other), state)
     train_one_step(learner, optimizer)
     train_one_step(other, resumed)
     assert_same(weights_of(other), weights_of(learner))
@@ -428,7 +435,7 @@ def test_what_others_put_into_the_folder_stays(tmp_path):
 def test_a_set_that_lacks_a_file_is_refused_and_kept(tmp_path, name):
     write(str(tmp_path), 2)
     os.remove(tmp_path / "checkpoint-2" / name)
-    for call in (checkpoint.newest_checkpoint, checkpoint.remove_leftovers, checkpoint.find_weights):
+    for call in (checkpoint.newest_checkpoint, checkpoint.remove_leftovers, provenance.find_weights):
         with pytest.raises(UserError, match=f"checkpoint-2 lacks {name}"):
             call(str(tmp_path))
     assert len(os.listdir(tmp_path / "checkpoint-2")) == 3
@@ -446,7 +453,7 @@ def test_a_bit_that_changed_is_noticed(tmp_path, name):
         {"steps": 0},
         {"iteration": 1, "settings": settings},
     )
-    assert checkpoint.find_weights(str(tmp_path))[1] == (settings_from_preset("quickstart"), ["synthetic"])
+    assert provenance.find_weights(str(tmp_path))[1] == (settings_from_preset("quickstart"), ["synthetic"])
     file = os.path.join(path, name)
     with open(file, "rb") as opened:
         data = bytearray(opened.read())
@@ -454,7 +461,7 @@ def test_a_bit_that_changed_is_noticed(tmp_path, name):
     with open(file, "wb") as opened:
         opened.write(data)
     with pytest.raises(UserError, match=f"{name} is damaged"):
-        checkpoint.find_weights(str(tmp_path))
+        provenance.find_weights(str(tmp_path))
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", ">f4"])
@@ -464,5 +471,5 @@ def test_weights_of_another_float_type_are_converted(tmp_path, dtype):
     (tmp_path / "w.pdparams").write_bytes(
         pickle.dumps({name: array.astype(dtype) for name, array in halves.items()}, protocol=4)
     )
-    checkpoint.load_weights(other, str(tmp_path / "w.pdparams"))
+    load_weights(other, str(tmp_path / "w.pdparams"))
     assert_same(weights_of(other), halves)

@@ -9,7 +9,10 @@ from tiny_run import ROOT
 
 from paddle_maml.engine import device
 
-AMD = "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 fma\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n"
+AMD = (
+    "processor\t: 0\nvendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC\nflags\t\t: fpu avx avx2 "
+    "fma\n\nprocessor\t: 1\nvendor_id\t: AuthenticAMD\n"
+)
 
 
 @pytest.fixture

@@ -227,8 +227,8 @@ def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
 
 SLOW_TO_SPEAK = """
 import os, sys, time
-from paddle_maml.engine.background import StopRequest
-from paddle_maml.engine.parallel import run_processes
+from paddle_maml.engine.signals import StopRequest
+from paddle_maml.engine.processes import run_processes
 
 def member():
     with StopRequest() as stop:

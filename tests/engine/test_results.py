@@ -14,6 +14,7 @@ from tiny_run import ROOT, options
 from paddle_maml import pretrained
 from paddle_maml.commands import cli
 from paddle_maml.engine import results
+from paddle_maml.engine.provenance import SHELF
 from paddle_maml.engine.settings import settings_from_dict
 from paddle_maml.errors import UserError
 from paddle_maml.report.log import read_metrics
@@ -138,7 +139,7 @@ def test_a_disk_that_is_full_leaves_what_was_kept_before(run, tmp_path, monkeypa
 def test_the_command_line(tmp_path):
     def call(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "paddle_maml.engine.results", *arguments],
+            [sys.executable, "-m", "paddle_maml", "results", *arguments],
             cwd=ROOT,
             capture_output=True,
             text=True,
@@ -183,7 +184,7 @@ def test_the_pages_have_the_mean_and_spread_of_the_three_seeds():
 
 @pytest.mark.parametrize(
     "path",
-    [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, pretrained.FOLDER.glob("*.json"))],
+    [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, SHELF.glob("*.json"))],
 )
 def test_the_commands_beside_results_are_those_of_todays_presets(path):
     report = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -195,6 +196,7 @@ def test_the_readme_says_what_the_cards_of_the_weights_say():
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
     cards = {name: pretrained.look_up(name)[2]["test"] for name in pretrained.names()}
     assert own == {
-        f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± {100 * card['interval']:.2f}"
+        f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± "
+        f"{100 * card['interval']:.2f}"
         for card in cards.values()
     }

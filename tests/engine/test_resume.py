@@ -11,7 +11,8 @@ from tiny_run import call, options, start
 
 from paddle_maml.engine import checkpoint
 from paddle_maml.engine.plain_data import read_file
-from paddle_maml.report.log import METRICS, REPORT, read_metrics
+from paddle_maml.report.log import METRICS, read_metrics
+from paddle_maml.report.tables import REPORT
 
 # Every meta-iteration is saved, so that many kills fall into a write.
 RUN = {"iterations": 40, "checkpoint_every": 1, "val_every": 9, "meta_lr_schedule": "cosine"}

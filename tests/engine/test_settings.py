@@ -2,14 +2,9 @@ import dataclasses
 
 import pytest
 
-from paddle_maml.engine.settings import (
-    PRESETS,
-    CommandLine,
-    Settings,
-    flag,
-    settings_from_dict,
-    settings_from_preset,
-)
+from paddle_maml.commands.command_line import CommandLine
+from paddle_maml.engine.presets import PRESETS
+from paddle_maml.engine.settings import Settings, flag, settings_from_dict, settings_from_preset
 from paddle_maml.errors import UserError
 
 
@@ -126,7 +121,8 @@ def test_the_command_of_settings_is_what_was_typed():
     )
     assert (
         settings.command()
-        == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations 5 --output runs/x"
+        == "python train.py --preset best-5way-1shot --no-rotations --n-way 7 --inner-lr 0.25 --iterations "
+        "5 --output runs/x"
     )
     for output in (None, "runs/quickstart", "/mnt/quickstart/"):
         assert (

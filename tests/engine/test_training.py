@@ -15,10 +15,12 @@ import pytest
 from tiny_run import TINY
 
 from paddle_maml import files
-from paddle_maml.engine import assembly, checkpoint, training
+from paddle_maml.engine import assembly, checkpoint, provenance, run_folder, training
 from paddle_maml.engine.background import Ahead
 from paddle_maml.engine.plain_data import read_file
-from paddle_maml.engine.settings import PRESETS, settings_from_preset
+from paddle_maml.engine.presets import PRESETS
+from paddle_maml.engine.settings import settings_from_preset
+from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 from paddle_maml.learners.maml import MetaLearner
 from paddle_maml.report.log import COLUMNS, Metrics, Progress, read_metrics
@@ -153,10 +155,10 @@ def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
 
 
 def test_multi_step_weights_begin_equal_and_end_on_the_last_step():
-    assert training.multi_step_weights(0, 10, 4) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
-    assert training.multi_step_weights(5, 10, 4) == pytest.approx([0, 0.125, 0.125, 0.125, 0.625])
+    assert assembly.multi_step_weights(0, 10, 4) == pytest.approx([0, 0.25, 0.25, 0.25, 0.25])
+    assert assembly.multi_step_weights(5, 10, 4) == pytest.approx([0, 0.125, 0.125, 0.125, 0.625])
     for iteration, period in [(10, 10), (99, 10), (0, 0), (7, 0)]:
-        assert training.multi_step_weights(iteration, period, 4) == [0, 0, 0, 0, 1]
+        assert assembly.multi_step_weights(iteration, period, 4) == [0, 0, 0, 0, 1]
 
 
 def test_order_and_step_weights_are_functions_of_the_iteration(tmp_path, monkeypatch):
@@ -504,7 +506,7 @@ def test_presets_start_from_weights_that_are_there_and_fit(name):
     images = assembly.load_images(settings_from_preset("quickstart"))[0]["train"]
     learner = assembly.make_learner(settings, images)
     fresh = learner.state_dict()["linear.weight"].numpy()
-    checkpoint.load_weights(learner, training.start_weights(settings)[0], fit=True)
+    load_weights(learner, provenance.start_weights(settings)[0], fit=True)
     assert (learner.state_dict()["linear.weight"].numpy() != fresh).all()
 
 
@@ -530,7 +532,7 @@ def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_the
 def test_a_report_names_the_weights_that_the_run_started_from(finished, tmp_path):
     folder, report = finished
     assert report["start_sha256"] is None
-    weights, _ = checkpoint.find_weights(str(folder))
+    weights, _ = provenance.find_weights(str(folder))
     started = training.train(tiny(tmp_path / "run", start_from=str(folder), iterations=1))
     assert started["start_sha256"] == files.digest(weights)
 
@@ -552,7 +554,10 @@ def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path,
         "inner_steps": 3,
         "learn_inner_lr": True,
     }
-    sentence = "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the split vinyals holds back"
+    sentence = (
+        "^--start-from is '5way-1shot', but these weights were trained on [0-9]+ classes that the "
+        "split vinyals holds back"
+    )
     with pytest.raises(UserError, match=sentence):
         training.train(tiny(tmp_path / "run", **held_back))
     assert not (tmp_path / "run").exists()
@@ -573,12 +578,12 @@ def test_weights_of_another_architecture_are_refused_though_their_shapes_fit(fin
 
 def test_what_is_not_known_of_the_first_weights_stays_unknown(finished, tmp_path):
     folder, _ = finished
-    (tmp_path / "copy.pdparams").write_bytes(Path(checkpoint.find_weights(str(folder))[0]).read_bytes())
+    (tmp_path / "copy.pdparams").write_bytes(Path(provenance.find_weights(str(folder))[0]).read_bytes())
     training.train(tiny(tmp_path / "one", start_from=str(tmp_path / "copy.pdparams"), iterations=1))
     report = training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=1))
-    assert report["trained_on"] == ["synthetic", checkpoint.UNKNOWN]
+    assert report["trained_on"] == ["synthetic", provenance.UNKNOWN]
     training.train(tiny(tmp_path / "two", start_from=str(tmp_path / "one"), iterations=2, resume=True))
-    assert checkpoint.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
+    assert provenance.find_weights(str(tmp_path / "two"))[1].trained_on == report["trained_on"]
 
 
 def test_a_run_of_a_version_that_did_not_say_what_it_was_trained_on_goes_on(tmp_path):
@@ -590,11 +595,11 @@ def test_a_run_of_a_version_that_did_not_say_what_it_was_trained_on_goes_on(tmp_
 
 
 def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_path, monkeypatch):
-    def stopped(run):
-        if run.state.iteration == 3:
+    def stopped(folder):
+        if folder.trainer.state.iteration == 3:
             raise training.Interrupted("stopped by the test")
 
-    monkeypatch.setattr(training._Run, "_stop_if_asked", stopped)
+    monkeypatch.setattr(run_folder.RunFolder, "stop_if_asked", stopped)
     with pytest.raises(training.Interrupted):
         training.train(tiny(tmp_path / "run", checkpoint_every=1, val_every=100))
     weights = final_weights(tmp_path / "run")
@@ -606,7 +611,7 @@ def test_before_the_first_validation_the_newest_weights_stand_for_the_best(tmp_p
 def test_a_killed_run_that_started_from_weights_does_not_need_them_again(finished, tmp_path, capsys):
     folder, _ = finished
     weights = tmp_path / "weights.pdparams"
-    with open(checkpoint.find_weights(str(folder))[0], "rb") as file:
+    with open(provenance.find_weights(str(folder))[0], "rb") as file:
         weights.write_bytes(file.read())
     training.train(tiny(tmp_path / "run", start_from=str(weights), iterations=4))
     assert "not known" in capsys.readouterr().out

@@ -9,9 +9,10 @@ from tiny_run import ROOT, options
 
 from paddle_maml import pretrained
 from paddle_maml.commands import cli
-from paddle_maml.engine import assembly, checkpoint
+from paddle_maml.engine import assembly, provenance
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.engine.settings import settings_from_preset
+from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 
 
@@ -20,7 +21,7 @@ def shelf(tmp_path, monkeypatch):
     """A folder of its own with the weights of a tiny run, under the name tiny."""
     run, folder = tmp_path / "run", tmp_path / "shelf"
     folder.mkdir()
-    monkeypatch.setattr(pretrained, "FOLDER", folder)
+    monkeypatch.setattr(provenance, "SHELF", folder)
     with pytest.raises(UserError, match="not come to its end"):
         pretrained.add(str(run), "tiny")
     assert cli.main_train(options(output=run, iterations=2)) == 0
@@ -44,7 +45,7 @@ def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
         "runs/run",
         None,
     )
-    weights, _ = checkpoint.find_weights(str(run))
+    weights, _ = provenance.find_weights(str(run))
     with open(weights, "rb") as one, open(path, "rb") as other:
         assert one.read() == other.read()
     capsys.readouterr()
@@ -70,54 +71,54 @@ def test_classes_that_weights_were_trained_on_are_counted():
         settings_from_preset(**changes)
         for changes in ({"split_rule": "vinyals"}, {}, {"dataset": "synthetic"})
     )
-    trained = checkpoint.origin_of(settings_from_preset(), {})
+    trained = provenance.origin_of(settings_from_preset(), {})
     folder = os.path.join(ROOT, "data", "splits")
     sections = {
         rule: read_sections(os.path.join(folder, f"{rule}.txt")) for rule in ("competition", "vinyals")
     }
     for part in ("val", "test"):
         shared = set(sections["competition"]["train"]) & set(sections["vinyals"][part])
-        assert len(shared) == assembly.classes_trained_on(trained, other, part) > 50
+        assert len(shared) == provenance.classes_trained_on(trained, other, part) > 50
         assert (
-            assembly.classes_trained_on(trained, same, part)
-            == assembly.classes_trained_on(trained, drawn, part)
+            provenance.classes_trained_on(trained, same, part)
+            == provenance.classes_trained_on(trained, drawn, part)
             == 0
         )
         assert (
-            assembly.classes_trained_on(None, other, part)
-            is assembly.classes_trained_on(None, drawn, part)
+            provenance.classes_trained_on(None, other, part)
+            is provenance.classes_trained_on(None, drawn, part)
             is None
         )
 
 
 def test_classes_that_the_weights_before_were_trained_on_count_too():
     vinyals, competition = (settings_from_preset(split_rule=rule) for rule in ("vinyals", "competition"))
-    both = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot competition", "omniglot vinyals"]})
-    own = checkpoint.origin_of(competition, {})
+    both = provenance.origin_of(vinyals, {"trained_on": ["omniglot competition", "omniglot vinyals"]})
+    own = provenance.origin_of(competition, {})
     assert (
-        assembly.classes_trained_on(both, vinyals, "test")
-        == assembly.classes_trained_on(own, vinyals, "test")
+        provenance.classes_trained_on(both, vinyals, "test")
+        == provenance.classes_trained_on(own, vinyals, "test")
         > 0
     )
-    for more in (checkpoint.UNKNOWN, "omniglot of another version"):
-        origin = checkpoint.origin_of(vinyals, {"trained_on": ["omniglot vinyals", more]})
-        assert assembly.classes_trained_on(origin, vinyals, "test") is None
+    for more in (provenance.UNKNOWN, "omniglot of another version"):
+        origin = provenance.origin_of(vinyals, {"trained_on": ["omniglot vinyals", more]})
+        assert provenance.classes_trained_on(origin, vinyals, "test") is None
 
 
 @pytest.mark.parametrize(
     "stored, more",
     [
         ({}, []),
-        ({"start_sha256": "0" * 64}, [checkpoint.UNKNOWN]),
+        ({"start_sha256": "0" * 64}, [provenance.UNKNOWN]),
         ({"start_sha256": "0" * 64, "trained_on": ["omniglot vinyals"]}, []),
         ({"trained_on": ["synthetic"]}, ["synthetic"]),
         ({"trained_on": []}, []),
-        ({"trained_on": [3]}, [checkpoint.UNKNOWN]),
-        ({"trained_on": "omniglot competition"}, [checkpoint.UNKNOWN]),
+        ({"trained_on": [3]}, [provenance.UNKNOWN]),
+        ({"trained_on": "omniglot competition"}, [provenance.UNKNOWN]),
     ],
 )
 def test_a_runs_own_split_is_known_whatever_it_says_of_the_weights_before(stored, more):
-    assert checkpoint.origin_of(settings_from_preset(split_rule="vinyals"), stored).trained_on == sorted(
+    assert provenance.origin_of(settings_from_preset(split_rule="vinyals"), stored).trained_on == sorted(
         ["omniglot vinyals", *more]
     )
 
@@ -195,7 +196,7 @@ def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
     path, (settings, _), card = pretrained.look_up(name)
     parts, _ = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
-    checkpoint.load_weights(learner, path)
+    load_weights(learner, path)
     result = evaluate(
         learner, assembly.evaluation_episodes(settings, parts["test"]), 200, settings.steps_at_test
     )

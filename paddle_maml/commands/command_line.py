@@ -1,0 +1,88 @@
+"""The command line made from the settings: one option for each, mistakes told in one sentence."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+
+from ..engine.settings import NOTHING, Settings, flag, nearest, what_is_wrong
+from ..errors import UserError
+
+
+class CommandLine(argparse.ArgumentParser):
+    """An argument parser that raises UserError instead of leaving the program, and knows the nearest option
+    to a mistyped one."""
+
+    def __init__(self, **options):
+        super().__init__(
+            allow_abbrev=False,
+            formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120),
+            **options,
+        )
+
+    def error(self, message):
+        raise UserError(message + ("" if message.endswith((".", "?")) else "."))
+
+    def parse(self, arguments):
+        """Dict of the options that were given, and only those."""
+        known, unknown = self.parse_known_args(arguments)
+        if unknown:
+            options = [option for action in self._actions for option in action.option_strings]
+            raise UserError(f"unknown option {unknown[0]}: {nearest(unknown[0].split('=')[0], options)}")
+        return vars(known)
+
+    def add_settings(self, names=None, other=None):
+        """One option for each field of `Settings`.
+
+        Args:
+            names: the fields to offer; default all.
+            other: dict from field to (option, help), where others than `flag(name)` and the field's own are
+                wanted.
+        """
+        for field in dataclasses.fields(Settings):
+            if names is not None and field.name not in names:
+                continue
+            kind, check = field.metadata["kind"], field.metadata["check"]
+            option, help = (other or {}).get(field.name, (flag(field.name), field.metadata["help"]))
+            unit, choices = field.metadata["unit"], getattr(check, "choices", None)
+            details = [f"default {field.default}"] if field.default is not None else []
+            details = ([f"unit: {unit}"] if unit else []) + details
+            # "%" has a meaning in argparse's help texts.
+            text = (help + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
+            if kind is bool:
+                self.add_argument(
+                    option,
+                    dest=field.name,
+                    action=argparse.BooleanOptionalAction,
+                    default=argparse.SUPPRESS,
+                    help=text,
+                )
+            else:
+                metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
+                self.add_argument(
+                    option,
+                    dest=field.name,
+                    type=_reader(option, field),
+                    default=argparse.SUPPRESS,
+                    help=text,
+                    metavar=metavar,
+                )
+
+
+def _reader(option, field):
+    """The function from an option's text to its value; it names the option as it was typed where the value is
+    wrong."""
+    kind = field.metadata["kind"]
+
+    def read(text):
+        if text == NOTHING and field.default is None:
+            return None
+        value = os.path.expanduser(text) if field.metadata["unit"].startswith("path") else kind(text)
+        wrong = what_is_wrong(field, value)
+        if wrong:
+            raise UserError(f"{option} is {value!r}, but {wrong}.")
+        return value
+
+    read.__name__ = kind.__name__  # argparse names it in its message
+    return read

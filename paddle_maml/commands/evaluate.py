@@ -1,0 +1,88 @@
+"""What eval.py does once its options are known: score weights on episodes, or analyse them."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ..engine.analysis import analyse, write_analysis
+from ..engine.assembly import describe, environment, evaluation_episodes, load_images, make_learner
+from ..engine.device import select_device
+from ..engine.evaluation import evaluate
+from ..engine.provenance import classes_trained_on, find_weights, look_up
+from ..engine.settings import Settings, flag, settings_from_dict
+from ..engine.weights import load_weights
+from ..errors import UserError
+from ..report.tables import analysis_table, evaluation_table, write_json
+
+
+def run(asked: dict, given: dict) -> None:
+    """Evaluate what is asked for, with the settings that are given, and print and write the result."""
+    name, part = asked["pretrained"], asked["part"]
+    weights, origin = look_up(name)[:2] if name else find_weights(asked["weights"])
+    settings = _settings(origin, given)
+    device = select_device(settings.device)
+    parts, rule = load_images(settings)
+    learner = make_learner(settings, parts[part])
+    load_weights(learner, weights)
+    seen = classes_trained_on(origin, settings, part) if part != "train" else 0
+    if seen:
+        print(
+            f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it "
+            "says little."
+        )
+    elif seen is None:
+        print(
+            "Note: it is not known which classes these weights were trained on, as of any file of weights on "
+            "its own; if on classes of this split, their accuracy on it says little."
+        )
+    if asked["analyse"]:
+        analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=_announce)
+        print(analysis_table(analysis))
+        about = {"dataset": parts[part].name, "split_rule": rule, "split": part}
+        report = {"analysis": {**about, **analysis}}
+    else:
+        episodes = evaluation_episodes(settings, parts[part])
+        result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
+        report = {"evaluation": describe(result, settings, parts[part], rule, part)}
+        print(evaluation_table(report["evaluation"]))
+    report.update(
+        weights=name or os.path.abspath(weights),
+        classes_trained_on=seen,
+        environment=environment(device),
+        settings=settings.as_dict(),
+    )
+    if asked["analyse"]:
+        write_analysis(asked["analyse"], report, predictions)
+        print(f"Pictures and JSON: {asked['analyse']}")
+    if asked["json"]:
+        write_json(asked["json"], report)
+
+
+def _announce(line):
+    print(line, file=sys.stderr)
+
+
+def _settings(origin, given):
+    """Those that are given, and for the others those of the run that the weights are from.
+
+    Raises:
+        UserError: they are of another network than the one that was trained; the shapes of weights do not
+            tell all. Training may go on with images of another size, but testing with them says nothing of
+            what was trained.
+    """
+    trained = origin.settings if origin else Settings()
+    for name in ("n_way", "architecture", "width", "image_size") if origin else ():
+        if given.get(name, getattr(trained, name)) != getattr(trained, name):
+            raise UserError(
+                f"{flag(name)} is {given[name]}, but these weights are of a network with "
+                f"{getattr(trained, name)}: leave it out."
+            )
+    # The run's own device and number of episodes say nothing about this machine and this evaluation.
+    here = {"device": Settings.device, "test_episodes": Settings.test_episodes}
+    settings = settings_from_dict({**trained.as_dict(), **here, **given})
+    if settings.learn_inner_lr and "inner_lr" in given:
+        raise UserError(
+            f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."
+        )
+    return settings

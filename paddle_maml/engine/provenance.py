@@ -1,0 +1,155 @@
+"""Where weights come from and what they were trained on; those of the library, and their cards."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import typing
+from pathlib import Path
+
+from ..data.omniglot import class_names
+from ..data.splits import OMNIGLOT_RULES, split_classes
+from ..errors import UserError
+from ..files import digest
+from . import checkpoint
+from .results import read_report
+from .settings import Settings, flag, settings_from_dict
+
+# NAME.pdparams, and its card NAME.json: the report of its run, with the SHA-256 of the weights.
+SHELF = Path(__file__).parent.parent / "pretrained"
+
+# In the place of what weights were trained on: of a file on its own nobody knows it.
+UNKNOWN = "unknown"
+
+
+class Origin(typing.NamedTuple):
+    """Where weights come from."""
+
+    settings: Settings  # of their run
+    # What their run trains on (`Settings.trains_on`), and what the weights that it started from were trained
+    # on; or UNKNOWN.
+    trained_on: list
+
+
+def origin_of(settings, stored):
+    """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older
+    ones do not say what the weights that they started from were trained on."""
+    names = stored.get("trained_on", [UNKNOWN] if stored.get("start_sha256") else [])
+    sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    return Origin(settings, sorted({settings.trains_on, *(names if sound else [UNKNOWN])}))
+
+
+def names():
+    """The names of the weights that come with the library."""
+    return sorted(path.stem for path in SHELF.glob("*.json"))
+
+
+def look_up(name):
+    """The weights that come with the library under a name.
+
+    Returns:
+        (file, origin, card): its path, the `Origin` of the weights, and the card, a dict.
+
+    Raises:
+        UserError: there is no such name, or the file is not the one that the card describes.
+    """
+    if name not in names():
+        raise UserError(
+            f"There are no pretrained weights {name!r}; there are: {', '.join(names()) or 'none'}."
+        )
+    path = SHELF / f"{name}.pdparams"
+    card = read_report(SHELF / f"{name}.json", "sha256")
+    if not path.is_file() or digest(path) != card["sha256"]:
+        raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
+    return str(path), origin_of(settings_from_dict(card["settings"]), card), card
+
+
+def find_weights(path, or_name=False):
+    """The weights that a path means.
+
+    Args:
+        path: a run folder or a checkpoint folder (their best weights), or a file of weights.
+        or_name: also take one of `names`.
+    Returns:
+        (file, origin): the `Origin` of the run it belongs to, None for a file on its own.
+    Raises:
+        UserError: there are none.
+    """
+    if or_name and path in names():
+        return look_up(path)[:2]
+    if os.path.isdir(path):
+        path = checkpoint.best_weights(path)
+    elif not os.path.isfile(path):
+        shipped = f", and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}"
+        raise UserError(f"There is no file or folder {path}{shipped if or_name else ''}.")
+    states = os.path.join(os.path.dirname(path), checkpoint.STATES)
+    if not os.path.isfile(states):
+        return path, None
+    stored, settings = checkpoint.read_states(states)
+    return path, origin_of(settings, stored)
+
+
+def classes_trained_on(origin, settings, part):
+    """How many classes of a part of the split weights were trained on, or those that they started from; None
+    if it is not known.
+
+    Args:
+        origin: the `Origin` of the weights; None if it is not known.
+        settings: `Settings` that say which split is meant.
+        part: "val" or "test".
+    """
+
+    def trains_on(**changes):
+        return dataclasses.replace(settings, **changes).trains_on
+
+    def split(rule):
+        return split_classes(class_names(), rule)
+
+    known = {UNKNOWN} if origin is None else set(origin.trained_on)
+    rules = {trains_on(dataset="omniglot", split_rule=rule): rule for rule in OMNIGLOT_RULES}
+    seen = {name for one in known & set(rules) for name in split(rules[one])["train"]}
+    held_back = split(settings.split_rule)[part] if settings.dataset == "omniglot" else ()
+    # Drawn characters are none of Omniglot's, and always divided in the same way.
+    sure = known <= {*rules, trains_on(dataset="synthetic")}
+    return len(seen.intersection(held_back)) or (0 if sure else None)
+
+
+def start_weights(settings):
+    """The weights that a run with these settings starts from.
+
+    Returns:
+        (file, origin): as of `find_weights`; both None for fresh weights.
+
+    Raises:
+        UserError: there is no such file, the weights were trained on classes that the run holds back, or
+            their network is of another architecture.
+    """
+    if not settings.start_from:
+        return None, None
+    with fresh_weights_are_a_way_out():
+        weights, origin = find_weights(settings.start_from, or_name=True)
+        # Its shapes may be the same.
+        if origin and origin.settings.architecture != settings.architecture:
+            raise UserError(
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
+                f"{flag('architecture')} "
+                f"{origin.settings.architecture}: train that."
+            )
+        seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
+        if seen:
+            raise UserError(
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on "
+                f"{seen} classes that the split "
+                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
+            )
+    return weights, origin
+
+
+@contextlib.contextmanager
+def fresh_weights_are_a_way_out():
+    """A refusal says how to begin without: a preset may have asked for weights, and not the user."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{str(error)[:-1]}; {flag('start_from')} none begins with fresh weights.") from error

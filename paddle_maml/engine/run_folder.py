@@ -1,0 +1,243 @@
+"""The folder of a run: who may write to it, what is written, and how a run goes on from it.
+
+A run may be killed at any moment: there is always a whole checkpoint set (checkpoint.py), and the log is
+never without one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shlex
+
+import numpy as np
+
+from ..errors import UserError
+from ..files import lock_folder, write_whole
+from ..report.log import METRICS, Metrics, Progress, Silence, read_metrics
+from ..report.pictures import draw_curve, png
+from ..report.tables import CURVE, REPORT, evaluation_table, write_json
+from . import checkpoint
+from .provenance import origin_of
+from .settings import Settings, flag
+from .signals import Interrupted
+from .weights import load_weights, optimizer_state, set_optimizer_state
+
+
+class NotFinite(Exception):
+    """Training cannot go on: (meta-iteration, what is not a finite number). `RunFolder` says the rest."""
+
+
+class RunFolder:
+    """What a run keeps. Of a group of processes all read it, and rank 0 alone locks, writes and speaks.
+
+    Args:
+        trainer: a `Trainer`.
+        environment: versions and device, as reports and checkpoints state them.
+        stop: a `StopRequest`.
+    """
+
+    def __init__(self, trainer, environment, stop):
+        self.trainer, self.environment, self.stop = trainer, environment, stop
+        self.settings, self.ranks, self.path = trainer.settings, trainer.ranks, trainer.settings.run_folder
+        self.metrics = self.progress = Silence()
+        self.saved = None  # the state that the newest checkpoint has
+
+    @contextlib.contextmanager
+    def taken(self):
+        """The folder is made and this process's alone; gives the checkpoint set that the run is to go on
+        from, or None. A run that fails before its first step leaves nothing that would be in the way of the
+        next try."""
+        with contextlib.ExitStack() as held:
+            made = self.ranks.leads and not os.path.isdir(self.path)
+            if self.ranks.leads:
+                os.makedirs(self.path, exist_ok=True)
+                held.enter_context(lock_folder(self.path))
+                refuse_other_run(self.settings)  # another process may have had it since the first look
+                checkpoint.remove_leftovers(self.path)
+            newest = checkpoint.newest_checkpoint(self.path) if self.settings.resume else None
+            try:
+                with contextlib.closing(self):
+                    yield newest
+            except Interrupted:
+                raise
+            except BaseException as failure:
+                began = newest or self.trainer.state.iteration
+                said = self._way_out(*failure.args, began) if isinstance(failure, NotFinite) else None
+                if self.ranks.leads and not began:
+                    self._remove(made)
+                if said:
+                    raise said from None
+                raise
+
+    def restore(self, path: str) -> str:
+        """Take up a checkpoint set; returns a sentence on it.
+
+        Raises:
+            UserError: the set is damaged, or of a run with other settings.
+        """
+        trainer = self.trainer
+        weights, best, moments, states = (os.path.join(path, name) for name in checkpoint.FILES)
+        stored, settings = checkpoint.read_states(states)
+        self._refuse_other_settings(settings)
+        stored = {**stored, "trained_on": origin_of(settings, stored).trained_on}
+        for field in dataclasses.fields(trainer.state):
+            value = stored.get(field.name)
+            if type(value) is not type(getattr(trainer.state, field.name)):
+                raise UserError(f"{states} is damaged: {field.name} is {value!r}.")
+            setattr(trainer.state, field.name, value)
+        done = trainer.state.iteration
+        if done > self.settings.iterations:
+            raise UserError(
+                f"iterations is {self.settings.iterations}, but the run in {self.path} has done {done} "
+                f"already: ask for more, or choose another folder with {flag('output')}."
+            )
+        load_weights(trainer.learner, best)
+        trainer.best = trainer.weights()
+        load_weights(trainer.learner, weights)
+        if done:
+            set_optimizer_state(trainer.optimizer, trainer.learner, checkpoint.read_file(moments), moments)
+        self.saved = (done, trainer.state.validated)
+        return f"Continuing {self.path} after meta-iteration {done}."
+
+    def open(self, begins_with: str | None) -> None:
+        """Save the first state and begin the log, with a sentence on where the run begins."""
+        state, weights = self.trainer.state, self.trainer.weights()
+        total = sum(float(np.abs(array).sum()) for array in weights.values())
+        if not (self.ranks.agree(state.iteration) and self.ranks.agree(total)):
+            raise UserError(
+                f"The processes of the run start from different weights; the output folder {self.path} must "
+                "be one that all of them see."
+            )
+        if not self.saved:
+            self.save()  # before there is a log: the log of a run is never without a checkpoint
+        if self.ranks.leads:
+            self.metrics = Metrics(self.path, state.logged, self.settings.visualdl)
+            self.progress = Progress(self.settings.iterations, state.iteration)
+        if begins_with:
+            self.progress.note(begins_with)
+
+    def log(self, **validation) -> None:
+        """Add a row to metrics.csv, unless the meta-iteration has one."""
+        state = self.trainer.state
+        if state.logged < state.iteration:
+            row = {"iteration": state.iteration, "meta_lr": state.meta_lr, "seconds": state.seconds}
+            self.metrics.add(**row, **state.means(self.settings.meta_batch), **validation)
+        state.start_row()
+
+    def save(self) -> None:
+        """Write a checkpoint set, unless the newest one has this state already or another rank does it."""
+        trainer, state = self.trainer, self.trainer.state
+        if self.saved == (state.iteration, state.validated) or not self.ranks.leads:
+            return
+        weights = trainer.weights()
+        if not all(np.isfinite(array).all() for array in weights.values()):
+            raise NotFinite(state.iteration, "a weight is not a finite number")
+        states = {
+            **dataclasses.asdict(state),
+            "settings": self.settings.as_dict(),
+            "seed": self.settings.seed,
+            "environment": self.environment,
+        }
+        best = trainer.best if state.validated else weights  # the newest must do until there is a validation
+        moments = optimizer_state(trainer.optimizer, trainer.learner)
+        checkpoint.write_checkpoint(self.path, state.iteration, weights, best, moments, states)
+        self.saved = (state.iteration, state.validated)
+
+    def stop_if_asked(self) -> None:
+        """Save and raise Interrupted if a signal came, to any of the processes."""
+        if self.ranks.any(self.stop.requested):
+            self.save()
+            # Nobody leaves before the checkpoint is whole: the end of one process ends the others.
+            self.ranks.any(False)
+            raise Interrupted(
+                f"Stopped after meta-iteration {self.trainer.state.iteration}; continue with: python "
+                f"train.py --resume --output {shlex.quote(self.path)}"
+            )
+
+    def report(self, test: dict) -> dict:
+        """Write and return the report of a run that has come to its end, whose test is described."""
+        state, path = self.trainer.state, os.path.join(self.path, REPORT)
+        report = {
+            "test": test,
+            "validation": {
+                "accuracy": state.best_accuracy,
+                "interval": state.best_interval,
+                "episodes": self.settings.val_episodes,
+                "iteration": state.best_iteration,
+            },
+            "start_sha256": state.start_sha256 or None,
+            "trained_on": state.trained_on,
+            "iterations": state.iteration,
+            "training_seconds": round(state.seconds, 1),
+            "processes": self.ranks.size,
+            "seed": self.settings.seed,
+            "environment": self.environment,
+            "settings": self.settings.as_dict(),
+        }
+        if self.ranks.leads:
+            write_json(path, report)
+            curve = draw_curve(read_metrics(os.path.join(self.path, METRICS)))
+            write_whole(os.path.join(self.path, CURVE), png(curve))
+        self.progress.note(evaluation_table(test))
+        self.progress.note(
+            f"Weights of meta-iteration {state.best_iteration}, the best of validation "
+            f"({state.best_accuracy:.2%}). Report: {path}"
+        )
+        return report
+
+    def close(self) -> None:
+        """End the log."""
+        self.progress.close()
+        self.metrics.close()
+
+    def _refuse_other_settings(self, before):
+        """UserError if the run was started with settings that a resumed run cannot change."""
+        now = self.settings
+        for field in dataclasses.fields(Settings):
+            old, new = (getattr(settings, field.name) for settings in (before, now))
+            if old != new and not field.metadata["may_change"]:
+                old, new = ("none" if value is None else value for value in (old, new))
+                raise UserError(
+                    f"{flag(field.name)} is {new}, but the run in {self.path} was started with {old}; a "
+                    "resumed run cannot change it."
+                )
+        if now.meta_lr_schedule == "cosine" and now.iterations != before.iterations:
+            raise UserError(
+                f"{flag('iterations')} is {now.iterations}, but the meta rate of the run in {self.path} "
+                f"falls to 0 at {before.iterations}; a resumed run cannot change it: train further in "
+                f"another folder, with {flag('start_from')} {shlex.quote(self.path)}."
+            )
+
+    def _way_out(self, iteration, what, began):
+        why = f"Stopped at meta-iteration {iteration}, because {what}"
+        if not began:
+            return UserError(f"{why}: lower inner_lr or meta_lr.")
+        return UserError(
+            f"{why}; the last good checkpoint is {checkpoint.newest_checkpoint(self.path)}; start again in "
+            "another folder with a lower inner_lr or meta_lr."
+        )
+
+    def _remove(self, made):
+        with contextlib.suppress(OSError):
+            if self.saved:
+                checkpoint.remove_all(self.path)
+                # There was none before: `refuse_other_run`.
+                with contextlib.suppress(OSError):
+                    os.remove(os.path.join(self.path, METRICS))
+            if made:
+                os.rmdir(self.path)
+
+
+def refuse_other_run(settings: Settings) -> None:
+    """UserError if the run folder holds a run and this one is not to continue it."""
+    folder, other = settings.run_folder, f"choose another folder with {flag('output')}."
+    if os.path.exists(folder) and not os.path.isdir(folder):
+        raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")
+    newest = checkpoint.newest_checkpoint(folder)
+    remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
+    if settings.resume and remains and not newest:
+        raise UserError(f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: {other}")
+    if (newest or remains) and not settings.resume:
+        raise UserError(f"{folder} holds a run already; continue it with {flag('resume')}, or {other}")

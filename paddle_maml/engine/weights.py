@@ -1,0 +1,175 @@
+"""Arrays into a learner and its meta-optimizer, and out of them, by the parameters' own names."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+
+import numpy as np
+
+from ..errors import UserError
+from .plain_data import MAX_BYTES, read_file
+
+# paddle.save adds this entry to a state_dict.
+_PADDLE_NAMES = "StructuredToParameterName@@"
+
+
+def load_weights(learner, path, fit=False):
+    """Load weights into a learner.
+
+    Args:
+        learner: a `MetaLearner`.
+        path: `.pdparams` of the learner or of its network alone, or the competition's published weights.
+        fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or
+            with other inner steps, where the rates of the last step stand for those of further ones.
+    Raises:
+        UserError: the file is unreadable, or its parameters are not this network's; names the first that
+            differs.
+    """
+    content = _read_competition(path) if zipfile.is_zipfile(path) else read_file(path)
+    if isinstance(content, list):
+        content = _named(learner.net, content, path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no weights: expected named parameters.")
+    content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
+    if "inner_rates" in content and learner.inner_rates is None:
+        raise UserError(
+            f"{path} holds learned inner rates: "
+            + (
+                "to start from them, train with --learn-inner-lr."
+                if fit
+                else (
+                    "only its run's settings make them usable, so name the run or checkpoint folder, or "
+                    "weights that come with the library by --pretrained."
+                )
+            )
+        )
+    layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
+    set_weights(layer, _fitted(content, layer) if fit else content, path)
+
+
+def _fitted(arrays, layer):
+    """The arrays with the linear layer and the inner rates of the sizes they have in a layer, where they can
+    be had."""
+    arrays = dict(arrays)
+    for name, tensor in layer.state_dict().items():
+        array = arrays.get(name)
+        if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or not array.size:
+            continue
+        if name.startswith("linear."):
+            arrays[name] = array[..., : tensor.shape[-1]]
+        elif name == "inner_rates":
+            further = max(0, tensor.shape[0] - len(array))
+            arrays[name] = np.concatenate([array[: tensor.shape[0]], *[array[-1:]] * further])
+    return arrays
+
+
+def load_competition_weights(net, path):
+    """Load the weights that the PaddlePaddle competition's reproduction published into a network.
+
+    Args:
+        net: a `MAML` network of width 64, for 28x28 images, with the same n_way.
+        path: `.npz` with p00 .. p17, or the original pickle of a list of 18 NumPy arrays; both in the order
+            of `net.parameters()`.
+    Raises:
+        UserError: the file is unreadable, or a shape differs.
+    """
+    set_weights(net, _named(net, _read_competition(path), path), path)
+
+
+def set_weights(layer, arrays, path):
+    """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
+    names and shapes agree."""
+    own = layer.state_dict()
+    missing, surplus = (
+        [name for name in own if name not in arrays],
+        [name for name in arrays if name not in own],
+    )
+    if missing or surplus:
+        problem = f"{missing[0]} is missing" if missing else f"{surplus[0]!r} is unknown"
+        raise UserError(f"{path} holds the weights of another kind of network: {problem}.")
+    for name, tensor in own.items():
+        _check_shape(path, name, arrays[name], tensor)
+    # A copy: Paddle may keep a view of what it is given, and these arrays are views of the file.
+    layer.set_state_dict({name: np.array(arrays[name], tensor.numpy().dtype) for name, tensor in own.items()})
+
+
+def _named(net, arrays, path):
+    """Arrays in the order of a network's parameters, by name."""
+    names = [name for name, _ in net.named_parameters()]
+    if len(arrays) != len(names):
+        raise UserError(f"{path} holds {len(arrays)} arrays, but this network has {len(names)} parameters.")
+    return dict(zip(names, arrays))
+
+
+def _check_shape(path, name, array, tensor):
+    shape = list(array.shape) if isinstance(array, np.ndarray) else type(array).__name__
+    if shape != list(tensor.shape):
+        raise UserError(
+            f"{path} belongs to another network: {name} has shape {shape} in the file, but "
+            f"{list(tensor.shape)} here; "
+            "check n_way, width, image_size, architecture and inner_steps."
+        )
+    if array.dtype.kind != "f" or not np.isfinite(array).all():
+        raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
+
+
+def _read_competition(path):
+    if not zipfile.is_zipfile(path):
+        content = read_file(path)
+        if not isinstance(content, list):
+            raise UserError(f"{path} does not hold the competition's weights: expected a list of arrays.")
+        return content
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
+                raise UserError(f"{path} is refused, because it unpacks to more than {MAX_BYTES} bytes.")
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+            return [arrays[name] for name in sorted(arrays.files)]
+    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path} is damaged or holds no arrays ({type(error).__name__}: {error}).") from error
+
+
+# ---- the meta-optimizer's state ----
+
+
+def optimizer_state(optimizer, learner):
+    """The state of a meta-optimizer as a dict of arrays.
+
+    Paddle names its entries by numbers that count the tensors made before in the process; here they bear the
+    parameters' own names, so that another process can resume.
+    """
+    # Paddle does not save an empty dict, and before the first step there is nothing else.
+    return {name: tensor.numpy() for name, _, tensor in _optimizer_slots(optimizer, learner)} or {"steps": 0}
+
+
+def set_optimizer_state(optimizer, learner, state, path):
+    """Give a new meta-optimizer the state that `optimizer_state` returned. The learner's weights do not
+    change.
+
+    Raises:
+        UserError: the state read from `path` does not belong to this optimizer and learner.
+    """
+    # Paddle makes the entries at the first step: with zero gradients from zero moments, Adam moves nothing.
+    sum((parameter * 0.0).sum() for parameter in learner.parameters()).backward()
+    optimizer.step()
+    optimizer.clear_grad()
+    renamed = {key: value for key, value in optimizer.state_dict().items() if key == "LR_Scheduler"}
+    for name, key, tensor in _optimizer_slots(optimizer, learner):
+        if name not in state:
+            raise UserError(f"{path} belongs to another optimizer or network: {name} is missing.")
+        _check_shape(path, name, state[name], tensor)
+        renamed[key] = np.array(state[name], tensor.numpy().dtype)
+    optimizer.set_state_dict(renamed)
+
+
+def _optimizer_slots(optimizer, learner):
+    """Yield (our name, Paddle's name, tensor) of each entry, such as ("net.linear.bias/moment1",
+    "param_7_moment1_0", ...)."""
+    names = {tensor.name: name for name, tensor in learner.state_dict().items()}
+    for key, tensor in optimizer.state_dict().items():
+        owner = max((name for name in names if key.startswith(name + "_")), key=len, default=None)
+        if owner is not None:  # the schedule's entry is no tensor: it follows from the iteration
+            slot = re.sub(r"_\d+$", "", key[len(owner) + 1 :])
+            yield f"{names[owner]}/{slot}", key, tensor

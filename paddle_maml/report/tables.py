@@ -1,0 +1,103 @@
+"""What runs and evaluations found, as tables, JSON and Markdown: plain values in, text out."""
+
+from __future__ import annotations
+
+import json
+import statistics
+
+from ..files import write_whole
+
+REPORT, CURVE, ANALYSIS = "report.json", "curve.png", "analysis.json"
+
+# The code of Finn et al. (2017) turns the classes of a test episode too, each by quarter turns drawn for it.
+ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classes of one alphabet"
+NO_MISTAKE = "no query image was taken for another class"
+
+
+def json_file(report):
+    """The bytes of a JSON file that holds a dict of plain values."""
+    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
+
+
+def write_json(path, report):
+    """Write a dict of plain values as JSON, whole or not at all."""
+    write_whole(path, json_file(report))
+
+
+def evaluation_table(result):
+    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its
+    interval."""
+    lines = ["inner steps   accuracy            query loss"]
+    for step in range(len(result["accuracy_per_step"])):
+        lines.append(
+            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- "
+            f"{result['interval_per_step'][step]:6.2%}   "
+            f"{result['loss_per_step'][step]:10.4f}"
+        )
+    lines.append(
+        f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
+        f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
+        f"(95 % interval over {result['episodes']} episodes)"
+    )
+    lines.append("Note: " + result["note"])
+    return "\n".join(lines)
+
+
+def analysis_table(analysis):
+    """The analysis as lines of text."""
+    lines = [
+        f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, "
+        f"{analysis['episodes']} episodes, "
+        "accuracy with 95 % interval; unless the line says otherwise: "
+        f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the "
+        "tested part",
+        "",
+    ]
+
+    def add(label, result):
+        said = result.get("not_measured") or f"{result['accuracy']:7.2%} +- {result['interval']:.2%}"
+        lines.append(f"{label:62s} {said}")
+
+    for row in analysis["accuracy_by_batch_statistics"]:
+        add("batch statistics of " + row["statistics"], row)
+    add(ROTATED, analysis["accuracy_of_rotated_classes"])
+    add(ONE_ALPHABET, analysis["accuracy_within_alphabets"])
+    for row in analysis["accuracy_by_inner_steps"]:
+        add(f"inner steps: {row['steps']}", row)
+    for row in analysis["accuracy_by_rate_factor"]:
+        add(f"inner rates times {row['factor']:g}, validation classes", row)
+    lines += [""] + ([confusion(pair) for pair in analysis["confused"]] or [NO_MISTAKE])
+    return "\n".join(lines)
+
+
+def confusion(pair):
+    """A pair of classes of an analysis, as a sentence."""
+    return f"{pair['class']} was taken for {pair['taken_for']}, {pair['times']} of {pair['of']} times"
+
+
+def results_table(runs):
+    """The reports of runs as a Markdown table, and a line for each group of runs that differ in their seeds
+    alone: the mean of their accuracies, and the spread, which is the sample standard deviation.
+
+    Args:
+        runs: list of (name, report, order, command, command without the seed).
+    """
+    columns = ("run", "test accuracy, %", "episodes", "order", "meta-iterations", "seed", "hours", "command")
+    lines, groups = [_row(columns), "| --- " * len(columns) + "|"], {}
+    for name, report, order, command, without_seed in runs:
+        test, hours = report["test"], report["training_seconds"] / 3600
+        accuracy = f"{100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f}"
+        work = (test["episodes"], order, report["iterations"], report["seed"])
+        lines.append(_row([name, accuracy, *work, f"{hours:.1f}", f"`{command}`"]))
+        groups.setdefault((without_seed, order), []).append((report["seed"], 100 * test["accuracy"]))
+    for (command, order), group in groups.items():
+        seeds, accuracies = zip(*sorted(group))
+        if len(set(seeds)) == len(group) > 1:  # a run beside a copy of it says nothing of seeds
+            spread = f"mean {statistics.mean(accuracies):.2f}, spread {statistics.stdev(accuracies):.2f}"
+            seeds = ", ".join(map(str, seeds))
+            lines.append(_row([f"{len(group)} runs", spread, "", order, "", seeds, "", f"`{command}`"]))
+    return "\n".join(lines)
+
+
+def _row(cells):
+    return "".join(f"| {cell} " if cell != "" else "| " for cell in cells) + "|"
