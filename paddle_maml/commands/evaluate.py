@@ -10,10 +10,14 @@ from ..engine.assembly import describe, environment, evaluation_episodes, load_i
 from ..engine.device import select_device
 from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
+from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import Settings, flag, settings_from_dict
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..report.tables import analysis_table, evaluation_table, write_json
+
+# The settings that make a network.
+NETWORK = ("network", "hidden", "batch_norm", "architecture", "width", "image_size")
 
 
 def run(asked: dict, given: dict) -> None:
@@ -36,9 +40,11 @@ def run(asked: dict, given: dict) -> None:
             "Note: it is not known which classes these weights were trained on, as of any file of weights on "
             "its own; if on classes of this split, their accuracy on it says little."
         )
+    regression = settings.dataset == "sinusoid"
     if asked["analyse"]:
-        analysis, predictions = analyse(learner, settings, parts[part], parts["val"], announce=_announce)
-        print(analysis_table(analysis))
+        study, table = (analyse_sinusoids, regression_table) if regression else (analyse, analysis_table)
+        analysis, pictures = study(learner, settings, parts[part], parts["val"], announce=_announce)
+        print(table(analysis))
         about = {"dataset": parts[part].name, "split_rule": rule, "split": part}
         report = {"analysis": {**about, **analysis}}
     else:
@@ -53,7 +59,7 @@ def run(asked: dict, given: dict) -> None:
         settings=settings.as_dict(),
     )
     if asked["analyse"]:
-        write_analysis(asked["analyse"], report, predictions)
+        (write_regression if regression else write_analysis)(asked["analyse"], report, pictures)
         print(f"Pictures and JSON: {asked['analyse']}")
     if asked["json"]:
         write_json(asked["json"], report)
@@ -72,7 +78,7 @@ def _settings(origin, given):
             what was trained.
     """
     trained = origin.settings if origin else Settings()
-    for name in ("n_way", "architecture", "width", "image_size") if origin else ():
+    for name in ("n_way", *NETWORK) if origin else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
                 f"{flag(name)} is {given[name]}, but these weights are of a network with "

@@ -86,6 +86,11 @@ class ImageSet:
             images = np.stack(images)
         return cls(name, tuple(map(str, labels)), images)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """(C, H, W) of the first class's images."""
+        return tuple(self.images[0].shape[1:])
+
     def subset(self, classes) -> ImageSet:
         """The same set with only these classes, in this order. Raises UserError if one is not there."""
         place = {name: i for i, name in enumerate(self.classes)}

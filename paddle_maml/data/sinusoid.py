@@ -18,6 +18,7 @@ below 1e-15.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -76,6 +77,28 @@ class SinusoidBuilder(SeededTasks):
     @staticmethod
     def _amplitude_and_phase(draws):
         return float(draws.uniform(*AMPLITUDES)), float(draws.uniform(*PHASES))
+
+
+# Training, validation and test draw from seeds of their own, so that they share no task.
+_SEEDS = {"train": 0, "val": 2**62, "test": 2**63}
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinusoids:
+    """The sinusoids of a part of the split, in the place of an `ImageSet`.
+
+    Args:
+        part: "train", "val" or "test".
+    """
+
+    part: str
+    name = "sinusoid"
+    classes = ()
+    input_shape = (1,)
+
+    def episodes(self, k_shot: int, k_query: int, seed: int) -> SinusoidBuilder:
+        """The tasks of this part for a seed of the run."""
+        return SinusoidBuilder(k_shot, k_query, (seed + _SEEDS[self.part]) % 2**64)
 
 
 def sinusoid(x, amplitude: float, phase: float) -> np.ndarray:

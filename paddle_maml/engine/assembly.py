@@ -3,6 +3,7 @@ on."""
 
 from __future__ import annotations
 
+import math
 import platform
 
 import numpy as np
@@ -11,11 +12,13 @@ import paddle
 from ..data.episodes import EpisodeBuilder
 from ..data.images import ImageSet
 from ..data.omniglot import load_omniglot
-from ..data.splits import split_classes
+from ..data.sinusoid import Sinusoids
+from ..data.splits import PARTS, split_classes
 from ..data.synthetic import draw_synthetic
 from ..errors import UserError
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
+from ..networks.mlp import MLP
 from .device import cores, processor
 from .settings import flag
 
@@ -26,7 +29,8 @@ def load_images(settings):
     Args:
         settings: `Settings`.
     Returns:
-        (parts, rule): dict from "train", "val" and "test" to `ImageSet`, and the name of the split's rule.
+        (parts, rule): dict from "train", "val" and "test" to `ImageSet` or `Sinusoids`, and the name of the
+            split's rule.
     """
     return _load(settings, distortions=0)
 
@@ -35,6 +39,8 @@ def load_training_images(settings):
     """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own
     images."""
     parts, rule = _load(settings, settings.distortions)
+    if not settings.distortions:
+        return parts, rule
     for part in ("val", "test"):
         images = parts[part]
         originals = images.images.shape[1] // (1 + settings.distortions)
@@ -43,6 +49,8 @@ def load_training_images(settings):
 
 
 def _load(settings, distortions):
+    if settings.dataset == "sinusoid":
+        return {part: Sinusoids(part) for part in PARTS}, "seeds"
     how = {
         "preprocessing": settings.preprocessing,
         "image_size": settings.image_size,
@@ -58,22 +66,36 @@ def _load(settings, distortions):
 
 
 def make_learner(settings, images):
-    """A learner with fresh weights, drawn from Paddle's random state, for images of the given `ImageSet`."""
-    net = MAML(
-        n_way=settings.n_way,
-        in_channels=images.images[0].shape[1],
-        width=settings.width,
-        image_size=settings.image_size,
-        architecture=settings.architecture,
-    )
+    """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds."""
     return MetaLearner(
-        net,
+        make_network(settings, images),
         inner_steps=settings.inner_steps,
         inner_lr=settings.inner_lr,
         order=settings.order,
         chunk=settings.chunk,
         learn_inner_lr=settings.learn_inner_lr,
         adapted=settings.adapted,
+        loss=settings.loss,
+        hessian=settings.hessian,
+    )
+
+
+def make_network(settings, images):
+    """A network with fresh weights."""
+    shape = images.input_shape
+    if settings.network == "mlp":
+        return MLP(
+            math.prod(shape),
+            hidden=tuple(map(int, settings.hidden.split(","))),
+            n_outputs=1 if settings.dataset == "sinusoid" else settings.n_way,
+            batch_norm=settings.batch_norm,
+        )
+    return MAML(
+        n_way=settings.n_way,
+        in_channels=shape[0],
+        width=settings.width,
+        image_size=settings.image_size,
+        architecture=settings.architecture,
     )
 
 
@@ -116,6 +138,8 @@ def evaluation_episodes(settings, images, **options):
 
 
 def _episodes(settings, images, k_query, **options):
+    if isinstance(images, Sinusoids):
+        return images.episodes(settings.k_shot, k_query, settings.seed)
     return EpisodeBuilder(images, settings.n_way, settings.k_shot, k_query, seed=settings.seed, **options)
 
 

@@ -1,4 +1,4 @@
-"""Testing: mean accuracy over episodes with its 95 % interval, after every inner step."""
+"""Testing: the mean score over episodes with its 95 % interval, after every inner step."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
-        learner: anything with `finetune`.
+        learner: anything with `finetune` and an `objective`.
         builder: an `EpisodeBuilder` of the classes to test on.
         episodes: number of episodes, at least 2.
         steps: inner steps; the learner's by default.
@@ -32,34 +32,35 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
         between: called without arguments after each batch; what it raises ends the evaluation.
         ranks: the group of processes that the episodes of a batch are divided over; all get the same result.
     Returns:
-        dict: accuracy, interval and loss after the last inner step, accuracy_per_step, interval_per_step and
-            loss_per_step (lists of steps + 1, from no step on), episodes, and a note on batch norm.
-            Accuracies are fractions; intervals are half-widths, 1.96 standard errors of the mean over
-            episodes.
+        dict: the score and its interval after the last inner step, and the loss; `..._per_step`, lists of
+            steps + 1 of each, from no step on; episodes; of a classification a note on batch norm. The
+            score's key is "accuracy", a fraction, or "score" with its name in "score_name". Intervals are
+            half-widths, 1.96 standard errors of the mean over episodes.
     Raises:
         Diverged: the loss of an episode is not a finite number.
     """
-    accuracies, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
+    scores, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
     if not np.isfinite(losses).all():
         raise Diverged(
             f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower "
             "inner_lr."
         )
-    means, intervals = mean_and_interval(accuracies)
+    (means, intervals), name = mean_and_interval(scores), learner.objective.score_name
+    key = "accuracy" if name == "accuracy" else "score"
     return {
-        "accuracy": float(means[-1]),
+        key: float(means[-1]),
         "interval": float(intervals[-1]),
         "loss": float(losses.mean(axis=0)[-1]),
-        "accuracy_per_step": means.tolist(),
+        f"{key}_per_step": means.tolist(),
         "interval_per_step": intervals.tolist(),
         "loss_per_step": losses.mean(axis=0).tolist(),
         "episodes": episodes,
-        "note": NOTE,
+        **({"note": NOTE} if key == "accuracy" else {"score_name": name}),
     }
 
 
 def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
-    """(accuracies, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
+    """(scores, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
     inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
     own = []
     for start in range(0, episodes, batch):
@@ -77,6 +78,6 @@ def score_episodes(learner, builder, episodes, steps=None, batch=32, between=Non
     return ranks.sum_array(whole)
 
 
-def mean_and_interval(accuracies):
+def mean_and_interval(scores):
     """Mean over episodes, the first axis, and half the width of its 95 % interval: 1.96 standard errors."""
-    return accuracies.mean(axis=0), 1.96 * accuracies.std(axis=0, ddof=1) / math.sqrt(len(accuracies))
+    return scores.mean(axis=0), 1.96 * scores.std(axis=0, ddof=1) / math.sqrt(len(scores))

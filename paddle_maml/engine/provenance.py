@@ -110,8 +110,8 @@ def classes_trained_on(origin, settings, part):
     rules = {trains_on(dataset="omniglot", split_rule=rule): rule for rule in OMNIGLOT_RULES}
     seen = {name for one in known & set(rules) for name in split(rules[one])["train"]}
     held_back = split(settings.split_rule)[part] if settings.dataset == "omniglot" else ()
-    # Drawn characters are none of Omniglot's, and always divided in the same way.
-    sure = known <= {*rules, trains_on(dataset="synthetic")}
+    # Drawn characters are none of Omniglot's, and always divided in the same way; sinusoids likewise.
+    sure = known <= {*rules, trains_on(dataset="synthetic"), trains_on(dataset="sinusoid")}
     return len(seen.intersection(held_back)) or (0 if sure else None)
 
 
@@ -129,13 +129,14 @@ def start_weights(settings):
         return None, None
     with fresh_weights_are_a_way_out():
         weights, origin = find_weights(settings.start_from, or_name=True)
-        # Its shapes may be the same.
-        if origin and origin.settings.architecture != settings.architecture:
-            raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
-                f"{flag('architecture')} "
-                f"{origin.settings.architecture}: train that."
-            )
+        # The shapes may be the same. Images of another size, and another width, are seen by them.
+        for name in ("network", "hidden", "batch_norm", "architecture") if origin else ():
+            of_weights = getattr(origin.settings, name)
+            if of_weights != getattr(settings, name):
+                raise UserError(
+                    f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
+                    f"{flag(name)} {of_weights}: train that."
+                )
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(

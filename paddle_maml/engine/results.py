@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import UserError
 from ..files import write_together
 from ..report.log import METRICS, metrics_file, read_metrics
-from ..report.tables import CURVE, REPORT, json_file, results_table
+from ..report.tables import CURVE, REPORT, json_file, results_table, score_key
 from . import checkpoint
 from .settings import settings_from_dict
 
@@ -33,7 +33,6 @@ _TYPES = {
     "sha256": str,
 }
 _TEST_TYPES = {
-    "accuracy": (int, float),
     "interval": (int, float),
     "episodes": int,
     "n_way": int,
@@ -77,7 +76,9 @@ def read_report(path, *names):
     except (OSError, ValueError):
         content = None
     wanted = {name: _TYPES[name] for name in ("settings", "test", *names)}
-    if not _has(content, wanted) or not _has(content["test"], _TEST_TYPES):
+    if not _has(content, wanted) or not _has(
+        content["test"], {**_TEST_TYPES, score_key(content["test"]): (int, float)}
+    ):
         raise UserError(f"{path} is damaged: get it anew.")
     try:
         settings_from_dict(content["settings"])
@@ -123,7 +124,7 @@ def keep(run_folder, folder):
             )
     rows = read_metrics(os.path.join(run_folder, METRICS))
     distance = -(-len(rows) // MOST_ROWS)
-    shown = [row for number, row in enumerate(rows, 1) if row["val_accuracy"] or number % distance == 0]
+    shown = [row for number, row in enumerate(rows, 1) if row["val_loss"] or number % distance == 0]
     curve = Path(run_folder, CURVE).read_bytes()
     write_together(folder, {METRICS: metrics_file(shown), CURVE: curve, REPORT: json_file(report)})
 

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..files import lock_folder, write_whole
 from ..report.log import METRICS, Metrics, Progress, Silence, read_metrics
 from ..report.pictures import draw_curve, png
-from ..report.tables import CURVE, REPORT, evaluation_table, write_json
+from ..report.tables import CURVE, REPORT, evaluation_table, score_key, score_text, write_json
 from . import checkpoint
 from .provenance import origin_of
 from .settings import Settings, flag
@@ -123,7 +123,10 @@ class RunFolder:
         state = self.trainer.state
         if state.logged < state.iteration:
             row = {"iteration": state.iteration, "meta_lr": state.meta_lr, "seconds": state.seconds}
-            self.metrics.add(**row, **state.means(self.settings.meta_batch), **validation)
+            row.update(state.means(self.settings.meta_batch), **validation)
+            if not self.trainer.learner.objective.higher_is_better:  # an error, which is no accuracy
+                row = {name: value for name, value in row.items() if "accuracy" not in name}
+            self.metrics.add(**row)
         state.start_row()
 
     def save(self) -> None:
@@ -162,7 +165,7 @@ class RunFolder:
         report = {
             "test": test,
             "validation": {
-                "accuracy": state.best_accuracy,
+                score_key(test): state.best_accuracy,
                 "interval": state.best_interval,
                 "episodes": self.settings.val_episodes,
                 "iteration": state.best_iteration,
@@ -183,7 +186,7 @@ class RunFolder:
         self.progress.note(evaluation_table(test))
         self.progress.note(
             f"Weights of meta-iteration {state.best_iteration}, the best of validation "
-            f"({state.best_accuracy:.2%}). Report: {path}"
+            f"({score_text(test, state.best_accuracy)}). Report: {path}"
         )
         return report
 

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import math
 import os
+import re
 import shlex
 
 from ..errors import UserError
@@ -33,6 +34,17 @@ def _within(low, high):
 
 def _positive(value):
     return None if value > 0 and math.isfinite(value) else "must be a finite number above 0"
+
+
+def _numbers(low, high):
+    """Whole numbers of a range, with commas between them."""
+
+    def check(text):
+        numbers = text.split(",")
+        sound = all(re.fullmatch("[0-9]{1,9}", number) and low <= int(number) <= high for number in numbers)
+        return None if sound else f"must be whole numbers from {low} to {high} with commas between them"
+
+    return check
 
 
 def _one_of(*choices):
@@ -76,7 +88,7 @@ class Settings:
     dataset: str = _setting(
         "omniglot",
         "omniglot, or synthetic: drawn characters that need no download",
-        check=_one_of("omniglot", "synthetic"),
+        check=_one_of("omniglot", "synthetic", "sinusoid"),
     )
     data_dir: str = _setting(
         None,
@@ -112,6 +124,15 @@ class Settings:
         15, "query images of each class in training", "images per class", _within(1, 1000)
     )
 
+    network: str = _setting(
+        "conv4",
+        "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers",
+        check=_one_of("conv4", "mlp"),
+    )
+    hidden: str = _setting(
+        "256,128,64,64", "of mlp: the units of its hidden layers", "units, with commas", _numbers(1, 65536)
+    )
+    batch_norm: bool = _setting(True, "of mlp: batch norm in the hidden layers")
     architecture: str = _setting(
         "pool",
         "pool: max-pooling after each block; stride: Finn's stride-2 convolutions",
@@ -138,6 +159,11 @@ class Settings:
     inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
     learn_inner_lr: bool = _setting(
         False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)"
+    )
+    hessian: str = _setting(
+        "exact",
+        "how order 2 gets its Hessian-vector products: exact, or difference, by central differences",
+        check=_one_of("exact", "difference"),
     )
     adapted: str = _setting(
         "all",
@@ -242,18 +268,22 @@ class Settings:
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
         # Who gives these expects an effect.
-        if self.multi_step_iterations and self.inner_steps == 1:
-            raise UserError(
-                f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no "
-                "earlier loss that could "
-                "count: leave it out, or raise inner_steps."
-            )
-        if self.first_order_iterations and self.order == 1:
-            raise UserError(
-                f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: "
-                "leave it out, or set order "
-                "to 2."
-            )
+        for name, useless, why in (
+            ("multi_step_iterations", self.inner_steps == 1, "with 1 inner step there is no earlier loss"),
+            ("first_order_iterations", self.order == 1, "order is 1 all the way"),
+            ("hessian", self.order == 1, "order 1 has no Hessian"),
+            ("hidden", self.network != "mlp", "the network is not mlp"),
+            ("batch_norm", self.network != "mlp", "the network is not mlp"),
+            ("architecture", self.network != "conv4", "the network is not conv4"),
+            ("width", self.network != "conv4", "the network is not conv4"),
+            ("rotations", self.dataset == "sinusoid", "sinusoids are no images"),
+            ("distortions", self.dataset == "sinusoid", "sinusoids are no images"),
+        ):
+            value = getattr(self, name)
+            if useless and value != getattr(Settings, name):
+                raise UserError(f"{name} is {value}, but {why}: leave it out.")
+        if self.dataset == "sinusoid" and self.network == "conv4":
+            raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
 
     def as_dict(self):
         """The settings as plain values, for reports and checkpoints."""
@@ -296,6 +326,11 @@ class Settings:
         """The data set and the rule that divides its classes, such as "omniglot competition": it says which
         classes training sees."""
         return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
+
+    @property
+    def loss(self):
+        """The loss of the tasks, as `learners.base.Learner` takes it."""
+        return "mean-square" if self.dataset == "sinusoid" else "cross-entropy"
 
     @property
     def steps_at_test(self):

@@ -14,6 +14,7 @@ from ..data.episodes import meta_batch
 from ..errors import UserError
 from ..files import digest
 from ..report.log import require_visualdl
+from ..report.tables import score_key, score_text
 from .assembly import (
     describe,
     environment,
@@ -106,7 +107,7 @@ class State:
     validated: int = 0  # the meta-iteration of the last validation
     logged: int = 0  # the meta-iteration of the last row of metrics.csv
     best_iteration: int = 0
-    best_accuracy: float = -1.0
+    best_accuracy: float = -1.0  # or another score
     best_interval: float = 0.0
     meta_lr: float = 0.0  # of the last meta-iteration
     # Sums since the last row.
@@ -195,7 +196,11 @@ class Trainer:
                 if last:
                     return
                 self.step(*ahead.next())
-                folder.progress.update(state.iteration, **state.means(settings.meta_batch))
+                folder.progress.update(
+                    state.iteration,
+                    **state.means(settings.meta_batch),
+                    score_name=self.learner.objective.score_name,
+                )
         finally:
             ahead.close()
 
@@ -211,7 +216,8 @@ class Trainer:
         if not math.isfinite(loss):
             raise NotFinite(state.iteration + 1, f"the loss is {loss}")
         # ReLU and maximum take NaN for zero, so that the loss may look sound when the gradient is not.
-        if not all(bool(paddle.isfinite(parameter.grad).all()) for parameter in self.learner.parameters()):
+        gradients = [p.grad for p in self.learner.parameters() if p.grad is not None]
+        if not all(bool(paddle.isfinite(gradient).all()) for gradient in gradients):
             raise NotFinite(state.iteration + 1, "the meta-gradient is not finite")
         self.optimizer.step()
         self.optimizer.clear_grad()
@@ -227,19 +233,21 @@ class Trainer:
             what = "the loss of the validation is not a finite number"
             raise NotFinite(state.iteration, what) from None
         state.validated = state.iteration
-        accuracy, interval = result["accuracy"], result["interval"]
-        if accuracy > state.best_accuracy:
-            state.best_iteration, state.best_accuracy, state.best_interval = (
-                state.iteration,
-                accuracy,
-                interval,
-            )
-            self.best = self.weights()
-        folder.progress.note(
-            f"validation after {state.iteration}: {accuracy:.2%} +- {interval:.2%}, best "
-            f"{state.best_accuracy:.2%} after {state.best_iteration}"
+        score, interval = result[score_key(result)], result["interval"]
+        better = (
+            score > state.best_accuracy
+            if self.learner.objective.higher_is_better
+            else score < state.best_accuracy
         )
-        return {"val_loss": result["loss"], "val_accuracy": accuracy, "val_interval": interval}
+        if better or not state.best_iteration:
+            state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, score, interval
+            self.best = self.weights()
+        shown, margin, best = (score_text(result, value) for value in (score, interval, state.best_accuracy))
+        folder.progress.note(
+            f"validation after {state.iteration}: {shown} +- {margin}, best {best} after "
+            f"{state.best_iteration}"
+        )
+        return {"val_loss": result["loss"], "val_accuracy": score, "val_interval": interval}
 
     def test(self, images, between=None):
         """The result of `evaluate` for the best weights, which the learner has afterwards."""

@@ -51,16 +51,16 @@ class Progress:
         self._began, self._shown = time.monotonic(), 0.0
         self._open_line = False
 
-    def update(self, iteration, loss, accuracy, episodes_per_second):
+    def update(self, iteration, loss, accuracy, episodes_per_second, score_name="accuracy"):
         """Show the state after a meta-iteration; most calls print nothing."""
         now = time.monotonic()
         if now - self._shown < self._pause and iteration < self._total:
             return
         self._shown = now
         left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
+        score = f"accuracy {accuracy:6.2%}  " if score_name == "accuracy" else ""
         text = (
-            f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  "
-            f"{episodes_per_second:.1f} episodes/s  "
+            f"{iteration}/{self._total}  loss {loss:.4f}  {score}{episodes_per_second:.1f} episodes/s  "
             f"{_clock(left)} left"
         )
         if not self._terminal:

@@ -40,10 +40,10 @@ def draw_plots(panels, columns):
 
 
 def draw_curve(rows):
-    """The course of a run as an image: loss and accuracy in training and validation.
+    """The course of a run as an image: loss in training and validation, and accuracy if there is one.
 
     Args:
-        rows: of metrics.csv, as `reporting.read_metrics` returns them.
+        rows: of metrics.csv, as `log.read_metrics` returns them.
     """
 
     def line(column):
@@ -52,13 +52,54 @@ def draw_curve(rows):
     accuracies = {"training": line("accuracy"), "validation": line("val_accuracy")}
     # A good run spends most of its time near 1.
     best = max([y for _, y in accuracies["validation"]], default=0)
-    return draw_plots(
-        [
-            ("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
-            ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0),
-        ],
-        columns=2,
+    panels = [
+        ("loss", {"training": line("loss"), "validation": line("val_loss")}, 0),
+        ("accuracy", accuracies, 0.9 if best > 0.97 else 0.5 if best > 0.8 else 0),
+    ]
+    panels = panels if accuracies["training"] or accuracies["validation"] else panels[:1]
+    return draw_plots(panels, columns=len(panels))
+
+
+def draw_functions(panels):
+    """Functions beside each other as one image, all on the same axes.
+
+    Args:
+        panels: list of (title, {name of a line: (x, y)}, (x, y) of points), arrays. The same name has the
+            same colour in every panel.
+    """
+    names = list(panels[0][1])
+    xs, ys = (
+        np.concatenate(
+            [np.ravel(pair[axis]) for _, lines, points in panels for pair in (*lines.values(), points)]
+        )
+        for axis in (0, 1)
     )
+    image = Image.new("RGB", (PANEL_WIDTH * len(panels), PANEL_HEIGHT + _LEGEND), "white")
+    draw, right = ImageDraw.Draw(image), 36
+    for name, colour in zip(names, COLOURS):
+        draw.line([(right, 11), (right + 18, 11)], colour, 2)
+        draw.text((right + 24, 5), name, BLACK)
+        right += 48 + 6 * len(name)
+    width, height = PANEL_WIDTH - _LEFT - _RIGHT, PANEL_HEIGHT - _TOP - _BOTTOM
+    for number, (title, lines, points) in enumerate(panels):
+        left, top = number * PANEL_WIDTH + _LEFT, _LEGEND + _TOP
+
+        def place(x, y, left=left, top=top):
+            across, up = (x - xs.min()) / np.ptp(xs), (y - ys.min()) / max(np.ptp(ys), 1e-9)
+            return left + width * across, top + height * (1 - up)
+
+        draw.text((left, top - 20), title, BLACK)
+        draw.rectangle([(left, top), (left + width, top + height)], outline=GREY)
+        for value in (xs.min(), xs.max()):
+            _centred(draw, (place(value, 0)[0], top + height + 6), f"{value:.1f}")
+        for value in (ys.min(), 0.0, ys.max()):
+            _centred(draw, (left - _LEFT // 2, place(0, value)[1] - 6), f"{value:.1f}")
+        for name, colour in zip(names, COLOURS):
+            draw.line([place(x, y) for x, y in zip(*map(np.ravel, lines[name]))], colour, 2)
+        for x, y in zip(*map(np.ravel, points)):
+            at = place(x, y)
+            draw.ellipse([at[0] - 3, at[1] - 3, at[0] + 3, at[1] + 3], BLACK)
+    return image
 
 
 def draw_sheet(lines, zoom=2):

@@ -24,23 +24,34 @@ def write_json(path, report):
     write_whole(path, json_file(report))
 
 
+def score_key(result):
+    """Under which key the result of `evaluate` has its score."""
+    return "score" if "score_name" in result else "accuracy"
+
+
+def score_text(result, value):
+    """A score of the result of `evaluate`, or an interval: accuracies in per cent."""
+    return f"{value:.4f}" if "score_name" in result else f"{value:.2%}"
+
+
 def evaluation_table(result):
-    """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its
+    """The result of `evaluate` as lines of text: the score after each inner step, and the final mean with its
     interval."""
-    lines = ["inner steps   accuracy            query loss"]
-    for step in range(len(result["accuracy_per_step"])):
-        lines.append(
-            f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- "
-            f"{result['interval_per_step'][step]:6.2%}   "
-            f"{result['loss_per_step'][step]:10.4f}"
-        )
+    key, name = score_key(result), result.get("score_name", "accuracy")
+    lines = [f"inner steps   {name:<19} query loss"]
+    for step, loss in enumerate(result["loss_per_step"]):
+        score, interval = (score_text(result, result[f"{of}_per_step"][step]) for of in (key, "interval"))
+        lines.append(f"{step:11d}   {score:>7} +- {interval:>6}   {loss:10.4f}")
+    mean = f"{score_text(result, result[key])} +- {score_text(result, result['interval'])}"
+    if key == "accuracy":
+        task = f"{result['n_way']}-way {result['k_shot']}-shot, {result['k_query']} query images a class"
+    else:
+        task = f"{result['k_shot']} points, {result['k_query']} query points, {name}"
     lines.append(
-        f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
-        f"{result['k_query']} query images a class: {result['accuracy']:.2%} +- {result['interval']:.2%} "
+        f"{result['dataset']}, {result['split']} split, {task}: {mean} "
         f"(95 % interval over {result['episodes']} episodes)"
     )
-    lines.append("Note: " + result["note"])
-    return "\n".join(lines)
+    return "\n".join(lines + (["Note: " + result["note"]] if "note" in result else []))
 
 
 def analysis_table(analysis):
@@ -86,10 +97,14 @@ def results_table(runs):
     lines, groups = [_row(columns), "| --- " * len(columns) + "|"], {}
     for name, report, order, command, without_seed in runs:
         test, hours = report["test"], report["training_seconds"] / 3600
-        accuracy = f"{100 * test['accuracy']:.2f} ± {100 * test['interval']:.2f}"
+        score, interval = test[score_key(test)], test["interval"]
+        accuracy = f"{100 * score:.2f} ± {100 * interval:.2f}"
+        if "score_name" in test:
+            accuracy = f"{score:.3f} ± {interval:.3f}, {test['score_name']}"
         work = (test["episodes"], order, report["iterations"], report["seed"])
         lines.append(_row([name, accuracy, *work, f"{hours:.1f}", f"`{command}`"]))
-        groups.setdefault((without_seed, order), []).append((report["seed"], 100 * test["accuracy"]))
+        if "score_name" not in test:
+            groups.setdefault((without_seed, order), []).append((report["seed"], 100 * score))
     for (command, order), group in groups.items():
         seeds, accuracies = zip(*sorted(group))
         if len(set(seeds)) == len(group) > 1:  # a run beside a copy of it says nothing of seeds
