@@ -133,15 +133,14 @@ def start_weights(settings):
         if origin and origin.settings.architecture != settings.architecture:
             raise UserError(
                 f"{flag('start_from')} is {settings.start_from!r}, but these weights are of a network of "
-                f"{flag('architecture')} "
-                f"{origin.settings.architecture}: train that."
+                f"{flag('architecture')} {origin.settings.architecture}: train that."
             )
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on "
-                f"{seen} classes that the split "
-                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} "
+                f"classes that the split {settings.split_rule} holds back for validation and test: start "
+                "from weights of that split."
             )
     return weights, origin
 

@@ -92,8 +92,8 @@ class Settings:
     )
     distortions: int = _number(
         0,
-        "distorted copies of each training image, which count as further images of its class (after Koch "
-        "et al. 2015)",
+        "distorted copies of each training image, which count as further images of its class (after Koch et "
+        "al. 2015)",
         "copies",
         0,
         20,
@@ -212,14 +212,12 @@ class Settings:
         if self.multi_step_iterations and self.inner_steps == 1:
             raise UserError(
                 f"multi_step_iterations is {self.multi_step_iterations}, but with 1 inner step there is no "
-                "earlier loss that could "
-                "count: leave it out, or raise inner_steps."
+                "earlier loss that could count: leave it out, or raise inner_steps."
             )
         if self.first_order_iterations and self.order == 1:
             raise UserError(
                 f"first_order_iterations is {self.first_order_iterations}, but order is 1 all the way: "
-                "leave it out, or set order "
-                "to 2."
+                "leave it out, or set order to 2."
             )
 
     def as_dict(self):

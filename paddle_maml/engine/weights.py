@@ -39,8 +39,8 @@ def load_weights(learner, path, fit=False):
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
     if RATES in content and RATES not in own:
         way_out = (
-            "only its run's settings make them usable, so name the run or checkpoint folder, or weights that "
-            "come with the library by --pretrained."
+            "only its run's settings make them usable, so name the run or checkpoint folder, or weights "
+            "that come with the library by --pretrained."
         )
         way_out = "to start from them, train with --learn-inner-lr." if fit else way_out
         raise UserError(f"{path} holds learned inner rates: {way_out}")
@@ -91,8 +91,7 @@ def _check_shape(path, name, array, tensor):
     if shape != list(tensor.shape):
         raise UserError(
             f"{path} belongs to another network: {name} has shape {shape} in the file, but "
-            f"{list(tensor.shape)} here; "
-            "check n_way, width, image_size, architecture and inner_steps."
+            f"{list(tensor.shape)} here; check n_way, width, image_size, architecture and inner_steps."
         )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")

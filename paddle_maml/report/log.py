@@ -61,8 +61,7 @@ class Progress:
         left = (now - self._began) / (iteration - self._start) * (self._total - iteration)
         text = (
             f"{iteration}/{self._total}  loss {loss:.4f}  accuracy {accuracy:6.2%}  "
-            f"{episodes_per_second:.1f} episodes/s  "
-            f"{_clock(left)} left"
+            f"{episodes_per_second:.1f} episodes/s  {_clock(left)} left"
         )
         if not self._terminal:
             self._write(text + "\n")

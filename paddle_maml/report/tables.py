@@ -31,8 +31,7 @@ def evaluation_table(result):
     for step in range(len(result["accuracy_per_step"])):
         lines.append(
             f"{step:11d}   {result['accuracy_per_step'][step]:7.2%} +- "
-            f"{result['interval_per_step'][step]:6.2%}   "
-            f"{result['loss_per_step'][step]:10.4f}"
+            f"{result['interval_per_step'][step]:6.2%}   {result['loss_per_step'][step]:10.4f}"
         )
     lines.append(
         f"{result['dataset']}, {result['split']} split, {result['n_way']}-way {result['k_shot']}-shot, "
@@ -47,8 +46,7 @@ def analysis_table(analysis):
     """The analysis as lines of text."""
     lines = [
         f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, "
-        f"{analysis['episodes']} episodes, "
-        "accuracy with 95 % interval; unless the line says otherwise: "
+        f"{analysis['episodes']} episodes, accuracy with 95 % interval; unless the line says otherwise: "
         f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the "
         "tested part",
         "",
