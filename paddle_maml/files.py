@@ -78,35 +78,23 @@ def check_target(path, option, may_make_folder=False):
         option: where the path comes from, for the message.
         may_make_folder: whether its folder is made if needed.
     """
-    if not path:
-        raise UserError(f"{option} is empty, but must name a file.")
-    try:
-        os.lstat(path)
-    except FileNotFoundError:
-        pass
-    except OSError as error:  # a name too long, a file where a folder should be
-        raise UserError(
-            f"{option} is {path}, where no file can be ({error.strerror}): choose another one."
-        ) from None
-    if os.path.isdir(path) or path.endswith(os.sep):
-        raise UserError(f"{option} is {path}, which is a folder; name a file.")
+    if not path or os.path.isdir(path) or path.endswith(os.sep):
+        raise UserError(f"{option} is {path!r}, but must name a file, and no folder.")
     if os.path.exists(path) and not os.path.isfile(path):
         return
     folder = os.path.dirname(os.path.realpath(path))
     while may_make_folder and not os.path.exists(folder):
         folder = os.path.dirname(folder)
-    if not os.path.isdir(folder):
-        raise UserError(f"{option} is {path}, but its folder does not exist; make it, or choose another one.")
     probe = Path(folder, _PARTIAL.format(name=os.path.basename(path), random=secrets.token_hex(8)))
     try:
-        try:
-            with open(probe, "xb"):
-                pass
-        finally:
-            probe.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # a name too long, a file where a folder should be
+        with open(probe, "xb"):
+            pass
+        probe.unlink()
     except OSError as error:
         raise UserError(
-            f"{option} is {path}, but no file can be written there ({error.strerror}); choose another one."
+            f"{option} is {path}, where no file can be written ({error.strerror}): choose another one."
         ) from None
 
 

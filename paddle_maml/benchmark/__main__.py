@@ -73,8 +73,8 @@ def _benchmark(arguments):
 def _parser():
     parser = CommandLine(
         prog="python -m paddle_maml.benchmark",
-        description="Time of a meta-iteration, against other implementations where wanted. "
-        "Episodes are of drawn characters, which need no download and take the same time.",
+        description="Time of a meta-iteration, against other implementations where wanted. Episodes are of "
+        "drawn characters, which need no download and take the same time.",
     )
     parser.add_argument(
         "--against",
@@ -87,8 +87,7 @@ def _parser():
         "--tune-opponents",
         action="store_true",
         help="give opponents the memory allocator's settings that this library makes for itself; without, "
-        "they get only what "
-        "has MKL use all of an AMD processor",
+        "they get only what has MKL use all of an AMD processor",
     )
     parser.add_argument(
         "--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)"

@@ -63,8 +63,8 @@ class LossCheck:
         if 2 * sum(apart) > len(apart):
             raise UserError(
                 f"The losses of {contestant} and of {first} differ in {sum(apart)} of {len(apart)} tasks, "
-                "so their times cannot be "
-                "compared; lower --inner-lr if the adaptation diverges, and else report this."
+                "so their times cannot be compared; lower --inner-lr if the adaptation diverges, and else "
+                "report this."
             )
 
 

@@ -108,8 +108,8 @@ class Team:
                 except (EOFError, ConnectionResetError):
                     self._processes[rank].join()
                     raise UserError(
-                        f"A process of {self.contestant} ended with status {self._processes[rank].exitcode}; "
-                        "if the memory did not suffice, lower --tasks."
+                        f"A process of {self.contestant} ended with status "
+                        f"{self._processes[rank].exitcode}; if the memory did not suffice, lower --tasks."
                     ) from None
                 if isinstance(answers[rank], str):
                     raise UserError(f"{self.contestant}: {answers[rank]}")

@@ -114,8 +114,8 @@ def _evaluate(arguments):
     if bool(asked["weights"]) == bool(asked["pretrained"]):
         raise UserError("Give either --weights or --pretrained, and not an empty one.")
     folder = asked["analyse"]
-    if folder is not None and (not folder or os.path.exists(folder) and not os.path.isdir(folder)):
-        raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
+    if folder == "":
+        raise UserError("--analyse is '', which is not a folder; name one.")
     if folder:
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 
-from ..engine.settings import NOTHING, Settings, flag, nearest, what_is_wrong
+from ..engine.settings import NOTHING, Settings, flag, kind_of, nearest, what_is_wrong
 from ..errors import UserError
 
 
@@ -43,7 +43,7 @@ class CommandLine(argparse.ArgumentParser):
         for field in dataclasses.fields(Settings):
             if names is not None and field.name not in names:
                 continue
-            kind, check = field.metadata["kind"], field.metadata["check"]
+            kind, check = kind_of(field), field.metadata["check"]
             option, help = (other or {}).get(field.name, (flag(field.name), field.metadata["help"]))
             unit, choices = field.metadata["unit"], getattr(check, "choices", None)
             details = [f"default {field.default}"] if field.default is not None else []
@@ -51,29 +51,17 @@ class CommandLine(argparse.ArgumentParser):
             # "%" has a meaning in argparse's help texts.
             text = (help + (f" ({'; '.join(details)})" if details else "")).replace("%", "%%")
             if kind is bool:
-                self.add_argument(
-                    option,
-                    dest=field.name,
-                    action=argparse.BooleanOptionalAction,
-                    default=argparse.SUPPRESS,
-                    help=text,
-                )
+                more = {"action": argparse.BooleanOptionalAction}
             else:
                 metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
-                self.add_argument(
-                    option,
-                    dest=field.name,
-                    type=_reader(option, field),
-                    default=argparse.SUPPRESS,
-                    help=text,
-                    metavar=metavar,
-                )
+                more = {"type": _reader(option, field), "metavar": metavar}
+            self.add_argument(option, dest=field.name, default=argparse.SUPPRESS, help=text, **more)
 
 
 def _reader(option, field):
     """The function from an option's text to its value; it names the option as it was typed where the value is
     wrong."""
-    kind = field.metadata["kind"]
+    kind = kind_of(field)
 
     def read(text):
         if text == NOTHING and field.default is None:

@@ -37,8 +37,8 @@ def run(asked: dict, given: dict) -> None:
         )
     elif seen is None:
         print(
-            "Note: it is not known which classes these weights were trained on, as of any file of weights on "
-            "its own; if on classes of this split, their accuracy on it says little."
+            "Note: it is not known which classes these weights were trained on, as of any file of weights "
+            "on its own; if on classes of this split, their accuracy on it says little."
         )
     regression = settings.dataset == "sinusoid"
     if asked["analyse"]:

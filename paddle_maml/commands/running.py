@@ -43,8 +43,11 @@ def run_command(command, argument) -> int:
     """Call command(argument); its result, or what the failure stands for, is the exit status: 0, 2 for a
     failure that the user can mend, 130 after SIGINT or SIGTERM."""
     prepare()
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as after `>&-`
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
     try:
-        with _stoppable(), _standard_streams():
+        with _stoppable():
             status = command(argument) or 0
             sys.stdout.flush()
             return status
@@ -85,17 +88,6 @@ def _stoppable():
         if came:
             raise KeyboardInterrupt from error
         raise
-
-
-@contextlib.contextmanager
-def _standard_streams():
-    """Standard streams that go nowhere where there are none, as after `>&-`."""
-    with open(os.devnull, "w") as nowhere, contextlib.ExitStack() as redirected:
-        if sys.stdout is None:
-            redirected.enter_context(contextlib.redirect_stdout(nowhere))
-        if sys.stderr is None:
-            redirected.enter_context(contextlib.redirect_stderr(nowhere))
-        yield
 
 
 def _discard(stream):

@@ -347,8 +347,7 @@ def _places(sources, stack):
         name, drawer = missing[0]
         raise UserError(
             f"{' and '.join(map(str, sources))}: {len(missing)} of {len(expected)} images are missing, the "
-            f"first is {name}, drawer {drawer:02d}: "
-            f"get the zips again from {HOME}."
+            f"first is {name}, drawer {drawer:02d}: get the zips again from {HOME}."
         )
     return places
 
@@ -418,7 +417,6 @@ def _download(folders):
             except (OSError, ValueError, http.client.HTTPException) as error:
                 raise UserError(
                     f"Omniglot is not here and {file.name} could not be had from {source} ({error}): "
-                    f"{_advice(folder)}, "
-                    "or set OMNIGLOT_URL to a mirror's folder."
+                    f"{_advice(folder)}, or set OMNIGLOT_URL to a mirror's folder."
                 ) from error
     return files

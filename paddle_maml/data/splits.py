@@ -86,8 +86,7 @@ def _require_omniglot(classes):
     if missing or unknown:
         raise UserError(
             f"This split is for the {len(expected)} Omniglot classes, but {len(missing)} are missing and "
-            f"{len(unknown)} are unknown, "
-            f"the first is {(missing + unknown)[0]}."
+            f"{len(unknown)} are unknown, the first is {(missing + unknown)[0]}."
         )
     if len(classes) != len(expected):
         raise UserError(

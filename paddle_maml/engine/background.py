@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import queue
-import threading
+import collections
+import concurrent.futures
 
 
 class Ahead:
@@ -12,38 +12,26 @@ class Ahead:
     Args:
         build: function from a meta-iteration to its meta-batch.
         first, last: the meta-iterations, `last` excluded.
-        depth: how many finished ones may wait.
+        depth: how many may wait.
     """
 
     def __init__(self, build, first, last, depth=2):
-        self._queue, self._closed = queue.Queue(depth), threading.Event()
-        self._thread = threading.Thread(target=self._work, args=(build, first, last), daemon=True)
-        self._thread.start()
+        self._build, self._rest = build, iter(range(first, last))
+        self._thread = concurrent.futures.ThreadPoolExecutor(1)
+        self._waiting = collections.deque()
+        for _ in range(depth):
+            self._order()
 
     def next(self):
         """The next meta-batch; raises what building it raised."""
-        item = self._queue.get()
-        if isinstance(item, BaseException):
-            raise item
-        return item
+        self._order()
+        return self._waiting.popleft().result()
 
     def close(self):
-        self._closed.set()
-        self._thread.join()
+        """Build no more."""
+        self._thread.shutdown(cancel_futures=True)
 
-    def _work(self, build, first, last):
-        try:
-            for iteration in range(first, last):
-                if not self._put(build(iteration)):
-                    return
-        except BaseException as error:
-            self._put(error)
-
-    def _put(self, item):
-        while not self._closed.is_set():
-            try:
-                self._queue.put(item, timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+    def _order(self):
+        iteration = next(self._rest, None)
+        if iteration is not None:
+            self._waiting.append(self._thread.submit(self._build, iteration))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
@@ -117,11 +118,9 @@ def _sets(run_folder):
 def _free_name(run_folder, iteration):
     # The same iteration is saved again when an interrupted validation was caught up; the older set must stay
     # until the newer is complete.
-    path, tries = os.path.join(run_folder, f"checkpoint-{iteration}"), 0
-    while os.path.exists(path):
-        tries += 1
-        path = os.path.join(run_folder, f"checkpoint-{iteration}.{tries}")
-    return path
+    path = os.path.join(run_folder, f"checkpoint-{iteration}")
+    names = (path if tries == 0 else f"{path}.{tries}" for tries in itertools.count())
+    return next(name for name in names if not os.path.exists(name))
 
 
 def read_states(path):

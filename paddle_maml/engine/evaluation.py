@@ -11,8 +11,8 @@ from ..errors import UserError
 from .parallel import ALONE
 
 NOTE = (
-    "transductive: batch norm uses the statistics of each episode's whole query set, as in the "
-    "published protocols"
+    "transductive: batch norm uses the statistics of each episode's whole query set, as in the published "
+    "protocols"
 )
 
 

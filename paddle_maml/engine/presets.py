@@ -3,146 +3,131 @@ default of `settings.Settings`."""
 
 from __future__ import annotations
 
+# ruff: noqa: C408 - as the command line writes them
+
 # The competition's protocol: first order, 5 steps, 32 tasks, 15 query images; everything else is the default.
 # Inner rate 0.1 of its article; 0.04 for 5-way 5-shot, as its published weights need.
-_COMPETITION = {
-    "order": 1,
-    "inner_steps": 5,
-    "inner_lr": 0.1,
-    "meta_batch": 32,
-    "iterations": 10000,
-    "val_every": 1000,
-}
+_COMPETITION = dict(order=1, inner_steps=5, inner_lr=0.1, meta_batch=32, iterations=10000, val_every=1000)
 
 # Finn et al. 2017: exact gradient, strided network, rotations, 60,000 iterations; its random division of 1200
 # and 423 classes was not published, `vinyals` is the nearest list. Its code sums the inner loss over the
 # shots' classes, so its alpha of 0.4 (5-way) and 0.1 (20-way) are both 2.0 on the mean loss used here.
-_PAPER = {
-    "architecture": "stride",
-    "rotations": True,
-    "split_rule": "vinyals",
-    "order": 2,
-    "inner_lr": 2.0,
-    "iterations": 60000,
-    "meta_lr": 0.001,
-}
-_PAPER_5WAY = {**_PAPER, "n_way": 5, "inner_steps": 1, "test_inner_steps": 3, "meta_batch": 32}
-_PAPER_20WAY = {**_PAPER, "n_way": 20, "inner_steps": 5, "test_inner_steps": 5, "meta_batch": 16}
+_PAPER = dict(
+    architecture="stride",
+    rotations=True,
+    split_rule="vinyals",
+    order=2,
+    inner_lr=2.0,
+    iterations=60000,
+    meta_lr=0.001,
+)
+_PAPER_5WAY = dict(_PAPER, n_way=5, inner_steps=1, test_inner_steps=3, meta_batch=32)
+_PAPER_20WAY = dict(_PAPER, n_way=20, inner_steps=5, test_inner_steps=5, meta_batch=16)
 
 # What the literature adds to MAML: the exact gradient through one inner step of learned rates and a cosine
 # schedule (Antoniou et al. 2019), rotations (Santoro et al. 2016), distorted copies (after Koch et al. 2015).
 # Small meta-batches, and few query images where there are many classes: more steps in the time that a CPU
 # has. All begin with 20-way 1-shot: more classes in training than in testing, as Snell et al. (2017) do for
 # prototypical networks. docs/results.md has what each brings.
-_BEST = {
-    "order": 2,
-    "inner_steps": 1,
-    "inner_lr": 0.1,
-    "learn_inner_lr": True,
-    "rotations": True,
-    "distortions": 8,
-    "meta_lr_schedule": "cosine",
-}
-_BEST_5WAY = {**_BEST, "n_way": 5, "k_query": 15, "meta_batch": 8, "val_episodes": 500}
-_BEST_20WAY = {**_BEST, "n_way": 20, "k_query": 5, "meta_batch": 4, "val_episodes": 100, "test_episodes": 600}
+_BEST = dict(
+    order=2,
+    inner_steps=1,
+    inner_lr=0.1,
+    learn_inner_lr=True,
+    rotations=True,
+    distortions=8,
+    meta_lr_schedule="cosine",
+)
+_BEST_5WAY = dict(_BEST, n_way=5, k_query=15, meta_batch=8, val_episodes=500)
+_BEST_20WAY = dict(_BEST, n_way=20, k_query=5, meta_batch=4, val_episodes=100, test_episodes=600)
 
 # Finn et al. 2017, section 5.2, "non-convolutional": the paper gives 89.7 +- 1.1 and 97.5 +- 0.6. One step of
 # learned rates, small meta-batches and a cosine schedule, as in `_BEST`: a perceptron's step costs little.
-_MLP = {
-    "network": "mlp",
-    "n_way": 5,
-    "order": 2,
-    "inner_steps": 1,
-    "inner_lr": 0.4,
-    "learn_inner_lr": True,
-    "rotations": True,
-    "distortions": 4,
-    "meta_batch": 16,
-    "meta_lr_schedule": "cosine",
-    "val_every": 2500,
-    "log_every": 100,
-    "checkpoint_every": 1000,
-}
+_MLP = dict(
+    network="mlp",
+    n_way=5,
+    order=2,
+    inner_steps=1,
+    inner_lr=0.4,
+    learn_inner_lr=True,
+    rotations=True,
+    distortions=4,
+    meta_batch=16,
+    meta_lr_schedule="cosine",
+    val_every=2500,
+    log_every=100,
+    checkpoint_every=1000,
+)
 
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
     # because it learns faster per episode.
-    "quickstart": {
-        "dataset": "synthetic",
-        "width": 32,
-        "k_query": 5,
-        "order": 2,
-        "inner_steps": 3,
-        "inner_lr": 0.2,
-        "meta_batch": 8,
-        "iterations": 300,
-        "meta_lr": 0.003,
-        "meta_lr_schedule": "cosine",
-        "val_every": 100,
-        "val_episodes": 50,
-        "test_episodes": 500,
-        "checkpoint_every": 50,
-    },
-    "omniglot-5way-1shot": {**_COMPETITION, "n_way": 5, "k_shot": 1},
-    "omniglot-5way-5shot": {**_COMPETITION, "n_way": 5, "k_shot": 5, "inner_lr": 0.04},
+    "quickstart": dict(
+        dataset="synthetic",
+        width=32,
+        k_query=5,
+        order=2,
+        inner_steps=3,
+        inner_lr=0.2,
+        meta_batch=8,
+        iterations=300,
+        meta_lr=0.003,
+        meta_lr_schedule="cosine",
+        val_every=100,
+        val_episodes=50,
+        test_episodes=500,
+        checkpoint_every=50,
+    ),
+    "omniglot-5way-1shot": dict(_COMPETITION, n_way=5, k_shot=1),
+    "omniglot-5way-5shot": dict(_COMPETITION, n_way=5, k_shot=5, inner_lr=0.04),
     # 16 tasks: the competition's memory allowed no more.
-    "omniglot-20way-1shot": {**_COMPETITION, "n_way": 20, "k_shot": 1, "meta_batch": 16},
-    "omniglot-20way-5shot": {**_COMPETITION, "n_way": 20, "k_shot": 5},
-    "best-20way-1shot": {**_BEST_20WAY, "k_shot": 1, "iterations": 12000},
+    "omniglot-20way-1shot": dict(_COMPETITION, n_way=20, k_shot=1, meta_batch=16),
+    "omniglot-20way-5shot": dict(_COMPETITION, n_way=20, k_shot=5),
+    "best-20way-1shot": dict(_BEST_20WAY, k_shot=1, iterations=12000),
     # Among 20 classes, characters that are not turned are told apart better without rotations in the end:
     # docs/results.md.
-    "best-20way-5shot": {
-        **_BEST_20WAY,
-        "k_shot": 5,
-        "start_from": "20way-1shot",
-        "rotations": False,
-        "meta_lr": 0.0005,
-        "iterations": 1500,
-        "val_every": 250,
-    },
-    "best-5way-1shot": {
-        **_BEST_5WAY,
-        "k_shot": 1,
-        "start_from": "20way-1shot",
-        "meta_lr": 0.0005,
-        "iterations": 2500,
-        "val_every": 250,
-    },
-    "best-5way-5shot": {
-        **_BEST_5WAY,
-        "k_shot": 5,
-        "start_from": "20way-1shot",
-        "meta_lr": 0.0005,
-        "iterations": 800,
-        "val_every": 100,
-    },
+    "best-20way-5shot": dict(
+        _BEST_20WAY,
+        k_shot=5,
+        start_from="20way-1shot",
+        rotations=False,
+        meta_lr=0.0005,
+        iterations=1500,
+        val_every=250,
+    ),
+    "best-5way-1shot": dict(
+        _BEST_5WAY, k_shot=1, start_from="20way-1shot", meta_lr=0.0005, iterations=2500, val_every=250
+    ),
+    "best-5way-5shot": dict(
+        _BEST_5WAY, k_shot=5, start_from="20way-1shot", meta_lr=0.0005, iterations=800, val_every=100
+    ),
     # As many query as support images in training, as in the paper.
-    "paper-5way-1shot": {**_PAPER_5WAY, "k_shot": 1, "k_query": 1},
-    "paper-5way-5shot": {**_PAPER_5WAY, "k_shot": 5, "k_query": 5},
-    "paper-20way-1shot": {**_PAPER_20WAY, "k_shot": 1, "k_query": 1},
-    "paper-20way-5shot": {**_PAPER_20WAY, "k_shot": 5, "k_query": 5},
-    "mlp-5way-1shot": {**_MLP, "k_shot": 1, "k_query": 5, "iterations": 50000},
-    "mlp-5way-5shot": {**_MLP, "k_shot": 5, "k_query": 5, "iterations": 30000},
+    "paper-5way-1shot": dict(_PAPER_5WAY, k_shot=1, k_query=1),
+    "paper-5way-5shot": dict(_PAPER_5WAY, k_shot=5, k_query=5),
+    "paper-20way-1shot": dict(_PAPER_20WAY, k_shot=1, k_query=1),
+    "paper-20way-5shot": dict(_PAPER_20WAY, k_shot=5, k_query=5),
+    "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=50000),
+    "mlp-5way-5shot": dict(_MLP, k_shot=5, k_query=5, iterations=30000),
     # Finn et al. 2017, section 5.1, where training has 70,000 meta-iterations: about three minutes on two
     # cores.
-    "sinusoid": {
-        "dataset": "sinusoid",
-        "network": "mlp",
-        "hidden": "40,40",
-        "batch_norm": False,
-        "k_shot": 10,
-        "k_query": 10,
-        "test_k_query": 100,
-        "order": 2,
-        "inner_steps": 1,
-        "inner_lr": 0.01,
-        "test_inner_steps": 10,
-        "meta_batch": 25,
-        "iterations": 15000,
-        "val_every": 1000,
-        "val_episodes": 200,
-        "log_every": 100,
-        "checkpoint_every": 1000,
-        "processes": 1,
-    },
+    "sinusoid": dict(
+        dataset="sinusoid",
+        network="mlp",
+        hidden="40,40",
+        batch_norm=False,
+        k_shot=10,
+        k_query=10,
+        test_k_query=100,
+        order=2,
+        inner_steps=1,
+        inner_lr=0.01,
+        test_inner_steps=10,
+        meta_batch=25,
+        iterations=15000,
+        val_every=1000,
+        val_episodes=200,
+        log_every=100,
+        checkpoint_every=1000,
+        processes=1,
+    ),
 }

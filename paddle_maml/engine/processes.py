@@ -67,8 +67,8 @@ def run_processes(function, arguments, count, device):
     # The processes import Paddle before any line of ours runs in them, so the environment must silence it,
     # and load zlib (__init__.py).
     environment = {
-        "PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your "
-        "model will be trained"
+        "PYTHONWARNINGS": "ignore:No ccache found,ignore:You are using GPU version Paddle,ignore:Your model "
+        "will be trained"
     }
     if sys.platform.startswith("linux") and paddle.version.major == "2":
         environment["LD_PRELOAD"] = "libz.so.1"
@@ -114,8 +114,8 @@ def run_processes(function, arguments, count, device):
     if failed < 0:
         name = signal.Signals(-failed).name
         raise UserError(
-            f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, "
-            "or start again."
+            f"A process of the run was killed ({name}): continue from the last checkpoint with --resume, or "
+            "start again."
         )
     return failed
 

@@ -140,9 +140,9 @@ def start_weights(settings):
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
             raise UserError(
-                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on "
-                f"{seen} classes that the split "
-                f"{settings.split_rule} holds back for validation and test: start from weights of that split."
+                f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} "
+                f"classes that the split {settings.split_rule} holds back for validation and test: start "
+                "from weights of that split."
             )
     return weights, origin
 

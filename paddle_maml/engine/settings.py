@@ -20,42 +20,7 @@ from .presets import PRESETS
 NOTHING = "none"
 
 
-def _within(low, high):
-    """A range of whole numbers. The upper ends are far above all use and below what would fill a machine's
-    memory unseen."""
-
-    def check(value):
-        if value < low:
-            return f"must be at least {low}"
-        return None if value <= high else f"must be at most {high}"
-
-    return check
-
-
-def _positive(value):
-    return None if value > 0 and math.isfinite(value) else "must be a finite number above 0"
-
-
-def _numbers(low, high):
-    """Whole numbers of a range, with commas between them."""
-
-    def check(text):
-        numbers = text.split(",")
-        sound = all(re.fullmatch("[0-9]{1,9}", number) and low <= int(number) <= high for number in numbers)
-        return None if sound else f"must be whole numbers from {low} to {high} with commas between them"
-
-    return check
-
-
-def _one_of(*choices):
-    def check(value):
-        return None if value in choices else "must be one of " + ", ".join(map(str, choices))
-
-    check.choices = choices
-    return check
-
-
-def _setting(default, help, unit="", check=None, kind=None, may_change=False):
+def _setting(default, help, unit="", check=None, may_change=False):
     """A dataclass field.
 
     Args:
@@ -64,17 +29,44 @@ def _setting(default, help, unit="", check=None, kind=None, may_change=False):
         help: what the setting does, for `--help`.
         unit: what the number counts or measures.
         check: function from a value to None, or to the end of a sentence that says what is wrong with it.
-        kind: the value's type, where the default does not show it.
         may_change: whether a resumed run may have another value than the checkpoint.
     """
-    metadata = {
-        "help": help,
-        "unit": unit,
-        "check": check,
-        "kind": kind or type(default),
-        "may_change": may_change,
-    }
+    metadata = {"help": help, "unit": unit, "check": check, "may_change": may_change}
     return dataclasses.field(default=default, metadata=metadata)
+
+
+def _number(default, help, unit, low, high, may_change=False):
+    """A whole number within a range. The upper ends are far above all use and below what would fill a
+    machine's memory unseen."""
+
+    def check(value):
+        if value < low:
+            return f"must be at least {low}"
+        return None if value <= high else f"must be at most {high}"
+
+    return _setting(default, help, unit, check, may_change)
+
+
+def _rate(default, help):
+    def check(value):
+        return None if value > 0 and math.isfinite(value) else "must be a finite number above 0"
+
+    return _setting(default, help, check=check)
+
+
+def _choice(help, *choices):
+    """One of some values; the first is the default."""
+
+    def check(value):
+        return None if value in choices else "must be one of " + ", ".join(map(str, choices))
+
+    check.choices = choices
+    return _setting(choices[0], help, check=check)
+
+
+def _units(text):
+    sound = all(re.fullmatch("[1-9][0-9]{0,4}", number) for number in text.split(","))
+    return None if sound else "must be whole numbers from 1 to 99999 with commas between them"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,169 +77,141 @@ class Settings:
         "omniglot-5way-1shot", "named set of settings to start from; further options override it"
     )
 
-    dataset: str = _setting(
+    dataset: str = _choice(
+        "omniglot; synthetic: drawn characters that need no download; or sinusoid: the regression of Finn et "
+        "al. 2017",
         "omniglot",
-        "omniglot, or synthetic: drawn characters that need no download",
-        check=_one_of("omniglot", "synthetic", "sinusoid"),
+        "synthetic",
+        "sinusoid",
     )
     data_dir: str = _setting(
         None,
         "folder that holds Omniglot; default: OMNIGLOT_DIR, then data/, then a download",
         "path",
-        kind=str,
         may_change=True,
     )
-    split_rule: str = _setting(
-        "competition",
+    split_rule: str = _choice(
         "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
-        check=_one_of("competition", "vinyals"),
+        "competition",
+        "vinyals",
     )
-    preprocessing: str = _setting(
-        "competition", "rule that shrinks the 105x105 drawings", check=_one_of("competition", "antialias")
-    )
+    preprocessing: str = _choice("rule that shrinks the 105x105 drawings", "competition", "antialias")
     rotations: bool = _setting(
         False,
         "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)",
     )
-    distortions: int = _setting(
+    distortions: int = _number(
         0,
-        "distorted copies of each training image, which count as further images of its class (after Koch "
-        "et al. "
-        "2015)",
+        "distorted copies of each training image, which count as further images of its class (after Koch et "
+        "al. 2015)",
         "copies",
-        _within(0, 20),
+        0,
+        20,
     )
 
-    n_way: int = _setting(5, "classes in an episode", "classes", _within(2, 10000))
-    k_shot: int = _setting(1, "support images of each class", "images per class", _within(1, 1000))
-    k_query: int = _setting(
-        15, "query images of each class in training", "images per class", _within(1, 1000)
-    )
+    n_way: int = _number(5, "classes in an episode", "classes", 2, 10000)
+    k_shot: int = _number(1, "support images of each class", "images per class", 1, 1000)
+    k_query: int = _number(15, "query images of each class in training", "images per class", 1, 1000)
 
-    network: str = _setting(
-        "conv4",
-        "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers",
-        check=_one_of("conv4", "mlp"),
+    network: str = _choice(
+        "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers", "conv4", "mlp"
     )
     hidden: str = _setting(
-        "256,128,64,64", "of mlp: the units of its hidden layers", "units, with commas", _numbers(1, 65536)
+        "256,128,64,64", "of mlp: the units of its hidden layers", "units, with commas", _units
     )
     batch_norm: bool = _setting(True, "of mlp: batch norm in the hidden layers")
-    architecture: str = _setting(
-        "pool",
-        "pool: max-pooling after each block; stride: Finn's stride-2 convolutions",
-        check=_one_of("pool", "stride"),
+    architecture: str = _choice(
+        "pool: max-pooling after each block; stride: Finn's stride-2 convolutions", "pool", "stride"
     )
-    width: int = _setting(64, "channels of each convolution", "channels", _within(1, 4096))
-    image_size: int = _setting(28, "height and width of the network's input", "pixels", _within(16, 512))
+    width: int = _number(64, "channels of each convolution", "channels", 1, 4096)
+    image_size: int = _number(28, "height and width of the network's input", "pixels", 16, 512)
 
     start_from: str = _setting(
         None,
         "weights to start from: a run folder, a file, or the name of weights that come with the library, "
-        "also "
-        "those for more classes (the first n_way are taken) or other inner steps; default, where the "
-        "preset has no "
-        "other, and none: fresh ones",
+        "also those for more classes (the first n_way are taken) or other inner steps; default, where the "
+        "preset has no other, and none: fresh ones",
         "path or name",
-        kind=str,
     )
 
-    order: int = _setting(
-        1, "1: first-order MAML; 2: exact meta-gradient through the inner steps", check=_one_of(1, 2)
-    )
-    inner_steps: int = _setting(5, "gradient steps on the support set in training", "steps", _within(1, 1000))
-    inner_lr: float = _setting(0.1, "inner learning rate, for the mean support loss", check=_positive)
+    order: int = _choice("1: first-order MAML; 2: exact meta-gradient through the inner steps", 1, 2)
+    inner_steps: int = _number(5, "gradient steps on the support set in training", "steps", 1, 1000)
+    inner_lr: float = _rate(0.1, "inner learning rate, for the mean support loss")
     learn_inner_lr: bool = _setting(
         False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)"
     )
-    hessian: str = _setting(
-        "exact",
+    hessian: str = _choice(
         "how order 2 gets its Hessian-vector products: exact, or difference, by central differences",
-        check=_one_of("exact", "difference"),
+        "exact",
+        "difference",
     )
-    adapted: str = _setting(
-        "all",
-        "parameters that the inner loop changes; head: the linear layer alone (ANIL)",
-        check=_one_of("all", "head"),
+    adapted: str = _choice(
+        "parameters that the inner loop changes; head: the linear layer alone (ANIL)", "all", "head"
     )
-    first_order_iterations: int = _setting(
+    first_order_iterations: int = _number(
         0,
         "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
         "meta-iterations",
-        _within(0, 10**9),
+        0,
+        10**9,
     )
-    multi_step_iterations: int = _setting(
+    multi_step_iterations: int = _number(
         0,
         "first part of training in which the losses after earlier inner steps count too, less and less "
         "(MAML++'s multi-step loss)",
         "meta-iterations",
-        _within(0, 10**9),
+        0,
+        10**9,
     )
-    test_inner_steps: int = _setting(
-        None, "inner steps in validation and test; default: inner_steps", "steps", _within(0, 1000), kind=int
+    test_inner_steps: int = _number(
+        None, "inner steps in validation and test; default: inner_steps", "steps", 0, 1000
     )
 
-    meta_batch: int = _setting(32, "episodes in a meta-batch", "episodes", _within(1, 4096))
-    iterations: int = _setting(
-        10000,
-        "length of training; with a cosine schedule also its period",
-        "meta-iterations",
-        _within(1, 10**9),
-        may_change=True,
+    meta_batch: int = _number(32, "episodes in a meta-batch", "episodes", 1, 4096)
+    iterations: int = _number(
+        10000, "length of training; with a cosine schedule also its period", "meta-iterations", 1, 10**9, True
     )
-    meta_lr: float = _setting(0.001, "learning rate of Adam, the meta-optimizer", check=_positive)
-    meta_lr_schedule: str = _setting(
-        "constant",
+    meta_lr: float = _rate(0.001, "learning rate of Adam, the meta-optimizer")
+    meta_lr_schedule: str = _choice(
         "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ too)",
-        check=_one_of("constant", "cosine"),
+        "constant",
+        "cosine",
     )
 
-    val_every: int = _setting(
+    val_every: int = _number(
         1000,
         "distance between validations; the best validated weights are kept",
         "meta-iterations",
-        _within(1, 10**9),
+        1,
+        10**9,
     )
-    val_episodes: int = _setting(
-        200, "episodes of a validation, always the same ones", "episodes", _within(2, 10**6)
-    )
-    test_episodes: int = _setting(
-        1000, "episodes of the test at the end", "episodes", _within(2, 10**6), may_change=True
-    )
-    test_k_query: int = _setting(
-        15, "query images of each class in validation and test", "images per class", _within(1, 1000)
+    val_episodes: int = _number(200, "episodes of a validation, always the same ones", "episodes", 2, 10**6)
+    test_episodes: int = _number(1000, "episodes of the test at the end", "episodes", 2, 10**6, True)
+    test_k_query: int = _number(
+        15, "query images of each class in validation and test", "images per class", 1, 1000
     )
 
-    seed: int = _setting(0, "decides initial weights and episodes", check=_within(0, 2**64 - 1))
+    seed: int = _number(0, "decides initial weights and episodes", "", 0, 2**64 - 1)
     device: str = _setting(
         "auto", "auto, cpu, or gpu:0 and so on; auto takes a GPU that works, else the CPU", may_change=True
     )
-    processes: int = _setting(
+    processes: int = _number(
         None,
         "processes that share the tasks of a meta-batch; default: the number of cores on a CPU, 1 on a GPU",
         "processes",
-        _within(1, 256),
-        kind=int,
+        1,
+        256,
         may_change=True,
     )
-    chunk: int = _setting(
-        None,
-        "tasks computed side by side; default: what suits the device",
-        "tasks",
-        _within(1, 4096),
-        kind=int,
-        may_change=True,
+    chunk: int = _number(
+        None, "tasks computed side by side; default: what suits the device", "tasks", 1, 4096, True
     )
 
-    output: str = _setting(
-        None, "run folder; default: runs/ and the preset's name", "path", kind=str, may_change=True
+    output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", may_change=True)
+    checkpoint_every: int = _number(
+        100, "distance between checkpoints", "meta-iterations", 1, 10**9, may_change=True
     )
-    checkpoint_every: int = _setting(
-        100, "distance between checkpoints", "meta-iterations", _within(1, 10**9), may_change=True
-    )
-    log_every: int = _setting(
-        10, "distance between rows of metrics.csv", "meta-iterations", _within(1, 10**9)
-    )
+    log_every: int = _number(10, "distance between rows of metrics.csv", "meta-iterations", 1, 10**9)
     visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 
@@ -258,11 +222,10 @@ class Settings:
             UserError: names the first setting that is wrong or has no effect, its value, and what is allowed.
         """
         for field in dataclasses.fields(self):
-            value, kind = getattr(self, field.name), field.metadata["kind"]
+            value, kind = getattr(self, field.name), kind_of(field)
             if value is None and field.default is None:
                 continue
-            number_as_float = kind is float and type(value) is int
-            if type(value) is not kind and not number_as_float:
+            if type(value) is not kind and (kind, type(value)) != (float, int):
                 raise UserError(f"{field.name} is {value!r}, but must be of type {kind.__name__}.")
             wrong = what_is_wrong(field, value)
             if wrong:
@@ -315,7 +278,7 @@ class Settings:
             value = getattr(portable, field.name)
             if value == getattr(preset, field.name):
                 continue
-            if field.metadata["kind"] is bool:
+            if type(value) is bool:
                 parts.append(flag(field.name) if value else flag("no_" + field.name))
             else:
                 parts += [flag(field.name), NOTHING if value is None else str(value)]
@@ -386,6 +349,11 @@ def settings_from_dict(values):
 def flag(name):
     """The command-line option of a setting: `--inner-lr` for inner_lr."""
     return "--" + name.replace("_", "-")
+
+
+def kind_of(field):
+    """The type of a setting's values."""
+    return {"str": str, "int": int, "float": float, "bool": bool}[field.type]
 
 
 def what_is_wrong(field, value):

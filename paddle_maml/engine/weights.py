@@ -13,79 +13,62 @@ from .plain_data import MAX_BYTES, read_file
 
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
+RATES = "inner_rates"  # learned ones; a file of a network's weights has none, and a learner keeps its own
 
 
 def load_weights(learner, path, fit=False):
-    """Load weights into a learner.
+    """Load weights into a learner, or a network alone.
 
     Args:
-        learner: a `MetaLearner`.
-        path: `.pdparams` of the learner or of its network alone, or the competition's published weights.
+        learner: a `MetaLearner` or a network.
+        path: `.pdparams` of the learner or of its network alone; or the weights that the competition's
+            reproduction published, in the order of `net.parameters()`: `.npz` with p00 .. p17, or the
+            original pickle of a list of 18 NumPy arrays.
         fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or
             with other inner steps, where the rates of the last step stand for those of further ones.
     Raises:
         UserError: the file is unreadable, or its parameters are not this network's; names the first that
             differs.
     """
-    content = _read_competition(path) if zipfile.is_zipfile(path) else read_file(path)
+    content = _read_npz(path) if zipfile.is_zipfile(path) else read_file(path)
+    own = learner.state_dict()
     if isinstance(content, list):
-        content = _named(learner.net, content, path)
+        content = _named(own, content, path)
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no weights: expected named parameters.")
     content = {name: array for name, array in content.items() if name != _PADDLE_NAMES}
-    if "inner_rates" in content and learner.inner_rates is None:
-        raise UserError(
-            f"{path} holds learned inner rates: "
-            + (
-                "to start from them, train with --learn-inner-lr."
-                if fit
-                else (
-                    "only its run's settings make them usable, so name the run or checkpoint folder, or "
-                    "weights that come with the library by --pretrained."
-                )
-            )
+    if RATES in content and RATES not in own:
+        way_out = (
+            "only its run's settings make them usable, so name the run or checkpoint folder, or weights "
+            "that come with the library by --pretrained."
         )
-    layer = learner.net if content.keys() == learner.net.state_dict().keys() else learner
-    set_weights(layer, _fitted(content, layer) if fit else content, path)
+        way_out = "to start from them, train with --learn-inner-lr." if fit else way_out
+        raise UserError(f"{path} holds learned inner rates: {way_out}")
+    set_weights(learner, _fitted(content, own) if fit else content, path)
 
 
-def _fitted(arrays, layer):
-    """The arrays with the linear layer and the inner rates of the sizes they have in a layer, where they can
-    be had."""
+def _fitted(arrays, own):
+    """The arrays with the linear layer and the inner rates of the sizes they have in a learner's state, where
+    they can be had."""
     arrays = dict(arrays)
-    for name, tensor in layer.state_dict().items():
+    for name, tensor in own.items():
         array = arrays.get(name)
         if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or not array.size:
             continue
         if name.startswith("linear."):
             arrays[name] = array[..., : tensor.shape[-1]]
-        elif name == "inner_rates":
+        elif name == RATES:
             further = max(0, tensor.shape[0] - len(array))
             arrays[name] = np.concatenate([array[: tensor.shape[0]], *[array[-1:]] * further])
     return arrays
 
 
-def load_competition_weights(net, path):
-    """Load the weights that the PaddlePaddle competition's reproduction published into a network.
-
-    Args:
-        net: a `MAML` network of width 64, for 28x28 images, with the same n_way.
-        path: `.npz` with p00 .. p17, or the original pickle of a list of 18 NumPy arrays; both in the order
-            of `net.parameters()`.
-    Raises:
-        UserError: the file is unreadable, or a shape differs.
-    """
-    set_weights(net, _named(net, _read_competition(path), path), path)
-
-
 def set_weights(layer, arrays, path):
     """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
     names and shapes agree."""
-    own = layer.state_dict()
-    missing, surplus = (
-        [name for name in own if name not in arrays],
-        [name for name in arrays if name not in own],
-    )
+    own = {name: tensor for name, tensor in layer.state_dict().items() if name in arrays or name != RATES}
+    missing = [name for name in own if name not in arrays]
+    surplus = [name for name in arrays if name not in own]
     if missing or surplus:
         problem = f"{missing[0]} is missing" if missing else f"{surplus[0]!r} is unknown"
         raise UserError(f"{path} holds the weights of another kind of network: {problem}.")
@@ -95,9 +78,9 @@ def set_weights(layer, arrays, path):
     layer.set_state_dict({name: np.array(arrays[name], tensor.numpy().dtype) for name, tensor in own.items()})
 
 
-def _named(net, arrays, path):
+def _named(own, arrays, path):
     """Arrays in the order of a network's parameters, by name."""
-    names = [name for name, _ in net.named_parameters()]
+    names = [name for name in own if name != RATES]
     if len(arrays) != len(names):
         raise UserError(f"{path} holds {len(arrays)} arrays, but this network has {len(names)} parameters.")
     return dict(zip(names, arrays))
@@ -108,19 +91,13 @@ def _check_shape(path, name, array, tensor):
     if shape != list(tensor.shape):
         raise UserError(
             f"{path} belongs to another network: {name} has shape {shape} in the file, but "
-            f"{list(tensor.shape)} here; "
-            "check n_way, width, image_size, architecture and inner_steps."
+            f"{list(tensor.shape)} here; check n_way, width, image_size, architecture and inner_steps."
         )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
 
 
-def _read_competition(path):
-    if not zipfile.is_zipfile(path):
-        content = read_file(path)
-        if not isinstance(content, list):
-            raise UserError(f"{path} does not hold the competition's weights: expected a list of arrays.")
-        return content
+def _read_npz(path):
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:

@@ -41,8 +41,8 @@ def add(run_folder, name):
     )
     if taken:
         raise UserError(
-            f"The name is {name!r}, but {taken} is there already: choose another name, or remove what "
-            "there is of the old one."
+            f"The name is {name!r}, but {taken} is there already: choose another name, or remove what there "
+            "is of the old one."
         )
     report, path = finished_report(run_folder)
     card = json_file({"name": name, "sha256": digest(path), **report})

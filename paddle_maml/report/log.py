@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import math
 import os
 import re
 import shutil
@@ -26,6 +25,8 @@ COLUMNS = (
     "episodes_per_second",
     "seconds",
 )
+# A meta-iteration, and numbers where there are some.
+_ROW = re.compile(r"\d{1,12}" + (len(COLUMNS) - 1) * r"(,(-?\d+\.?\d*(e[-+]\d+)?)?)" + r"\r?", re.ASCII)
 
 
 class Progress:
@@ -167,28 +168,12 @@ def read_metrics(path):
     del lines[-1]  # unfinished, or nothing
     if lines and "\0" in lines[-1]:
         del lines[-1]
-    rows = [line.rstrip("\r").split(",") for line in lines]
-    for number, row in enumerate(rows, 1):
-        if not (tuple(row) == COLUMNS if number == 1 else _is_row(row)):
+    for number, line in enumerate(lines, 1):
+        if not (_ROW.fullmatch(line) if number > 1 else line.rstrip("\r") == ",".join(COLUMNS)):
             raise UserError(
                 f"{path} is damaged in line {number}: repair it, or move it away to go on without its rows."
             )
-    return [dict(zip(COLUMNS, row)) for row in rows[1:]]
-
-
-def _is_row(values):
-    def is_number(value):
-        try:
-            return math.isfinite(float(value))
-        except ValueError:
-            return False
-
-    iteration, *others = values
-    return (
-        len(values) == len(COLUMNS)
-        and re.fullmatch("[0-9]{1,12}", iteration)
-        and all(value == "" or is_number(value) for value in others)
-    )
+    return [dict(zip(COLUMNS, line.rstrip("\r").split(","))) for line in lines[1:]]
 
 
 def require_visualdl():

@@ -58,8 +58,7 @@ def analysis_table(analysis):
     """The analysis as lines of text."""
     lines = [
         f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, "
-        f"{analysis['episodes']} episodes, "
-        "accuracy with 95 % interval; unless the line says otherwise: "
+        f"{analysis['episodes']} episodes, accuracy with 95 % interval; unless the line says otherwise: "
         f"inner steps: {analysis['inner_steps']}, batch statistics of the whole query set, classes of the "
         "tested part",
         "",

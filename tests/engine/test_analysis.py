@@ -174,7 +174,7 @@ def test_inner_steps_that_diverge_leave_those_before_them():
 def test_a_file_is_no_folder(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert cli.main_eval(["--weights", str(tmp_path), "--analyse", str(tmp_path / "file")]) == 2
-    assert "which is not a folder" in capsys.readouterr().err
+    assert "where no file can be written (Not a directory)" in capsys.readouterr().err
 
 
 def test_scores_that_are_no_numbers_are_said_and_no_accuracy(monkeypatch):

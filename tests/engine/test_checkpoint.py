@@ -12,7 +12,6 @@ from paddle_maml.engine import checkpoint, provenance
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.engine.weights import (
-    load_competition_weights,
     load_weights,
     optimizer_state,
     set_optimizer_state,
@@ -284,7 +283,7 @@ def test_the_competitions_files_are_read(tmp_path, kind):
         else:
             pickle.dump(arrays, file)
     for load in (
-        lambda: load_competition_weights(other.net, path),
+        lambda: load_weights(other.net, path),
         lambda: load_weights(other, path),
     ):
         for parameter in other.parameters():
@@ -292,20 +291,20 @@ def test_the_competitions_files_are_read(tmp_path, kind):
         load()
         assert_same(weights_of(other.net), weights_of(net))
     with pytest.raises(UserError, match="linear"):
-        load_competition_weights(small_learner(n_way=2).net, path)
+        load_weights(small_learner(n_way=2).net, path)
     with open(path, "rb") as file:
         whole = file.read()
     with open(path, "wb") as file:
         file.write(whole[: len(whole) // 2])
     with pytest.raises(UserError):
-        load_competition_weights(other.net, path)
+        load_weights(other.net, path)
 
 
 def test_an_npz_of_objects_is_refused(tmp_path):
     path = str(tmp_path / "hostile.npz")
     np.savez(path, p00=np.array([Call(eval, "1/0")], dtype=object))
     with pytest.raises(UserError, match="damaged"):
-        load_competition_weights(small_learner().net, path)
+        load_weights(small_learner().net, path)
 
 
 # ---- the meta-optimizer ----
