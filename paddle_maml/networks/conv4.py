@@ -12,9 +12,7 @@ from ..kernels import operators
 from ..kernels.convolution import StridedConvolution, window_rows
 from ..kernels.windows import TAPS, Windows
 from ..kernels.winograd import PooledConvolution
-
-BLOCKS = 4
-EPSILON = 1e-5  # of batch norm, as in Paddle's and PyTorch's layers
+from .plain_conv4 import BLOCKS, EPSILON
 
 
 class _Block(nn.Layer):

@@ -115,7 +115,11 @@ def _send_gradients(connection, contestant, part):
 
 @pytest.mark.parametrize(
     "side, variant",
-    [(OURS, "side by side"), (COMPETITION, "loop"), pytest.param(PYTORCH, "loop", marks=needs_torch)],
+    [
+        (OURS, "side by side"),
+        pytest.param(COMPETITION, "loop", marks=pytest.mark.slow),
+        pytest.param(PYTORCH, "loop", marks=[pytest.mark.slow, needs_torch]),
+    ],
 )
 def test_two_processes_average_as_one(side, variant):
     problem, context, port = tiny_problem(), multiprocessing.get_context("spawn"), _free_port()
@@ -189,6 +193,7 @@ def test_a_process_that_dies_is_reported():
             team.run()
 
 
+@pytest.mark.slow
 def test_report(tmp_path, capsys):
     path = tmp_path / "report.json"
     options = [

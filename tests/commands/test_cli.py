@@ -199,8 +199,14 @@ def test_a_disk_that_is_full(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("moment", [0.5, 1, 2])
+@pytest.mark.parametrize(
+    "number, moment",
+    [
+        pytest.param(number, moment, marks=() if moment == 1 else pytest.mark.slow)
+        for number in (signal.SIGINT, signal.SIGTERM)
+        for moment in (0.5, 1, 2)
+    ],
+)
 def test_a_signal_before_there_is_anything_to_save(tmp_path, number, moment):
     # Not with one thread, as `start` does it: threads that were there before a signal was held back would
     # take it.
@@ -218,7 +224,7 @@ def test_a_signal_before_there_is_anything_to_save(tmp_path, number, moment):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no such pipes")
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_an_output_that_nobody_reads(tmp_path, processes):
     command = [
         sys.executable,

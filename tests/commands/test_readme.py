@@ -82,6 +82,10 @@ SHORTER = {
 }
 
 
+# What a test run begins with; the others are marked as slow.
+QUICK = ("python train.py --preset quickstart",)
+
+
 def script_of(command):
     return next((name for name in SHORTER if name in command), None)
 
@@ -113,7 +117,14 @@ def test_every_command_is_run_or_known():
     assert not unknown
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if script_of(command)])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=() if command in QUICK else pytest.mark.slow)
+        for command in COMMANDS
+        if script_of(command)
+    ],
+)
 def test_command(clone, command, request):
     if "--pretrained" in command:
         request.getfixturevalue("omniglot")

@@ -61,7 +61,7 @@ def test_shares_are_whole_and_even():
         assert max(lengths) - min(lengths) <= 1
 
 
-@pytest.mark.parametrize("processes", [2, 3, 4])
+@pytest.mark.parametrize("processes", [2, *(pytest.param(count, marks=pytest.mark.slow) for count in (3, 4))])
 def test_the_number_of_processes_changes_nothing(alone, tmp_path, processes):
     folder = str(tmp_path / "run")
     status, output, errors = call("train.py", options(output=folder, **{**RUN, "processes": processes}))
@@ -70,6 +70,7 @@ def test_the_number_of_processes_changes_nothing(alone, tmp_path, processes):
     assert_same_run(folder, alone)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_one_number_of_processes_resumes_under_another(alone, tmp_path):
     folder = str(tmp_path / "run")
     assert call("train.py", options(output=folder, **{**RUN, "iterations": 2, "processes": 3}))[0] == 0
@@ -115,6 +116,7 @@ def launch(folder, *more):
     )
 
 
+@pytest.mark.slow
 def test_paddles_launcher(alone, tmp_path):
     process = launch(
         tmp_path / "run", "--nproc_per_node", "2", "--backend", "gloo", "--log_dir", str(tmp_path / "logs")
@@ -124,6 +126,7 @@ def test_paddles_launcher(alone, tmp_path):
     assert_same_run(tmp_path / "run", alone)
 
 
+@pytest.mark.slow
 def test_two_launchers_as_on_two_machines(alone, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -189,7 +192,7 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_dies_ends_the_run_with_a_message(tmp_path, victim):
     folder, process, members = running(tmp_path)
     assert len(members) == 2
@@ -200,6 +203,7 @@ def test_a_rank_that_dies_ends_the_run_with_a_message(tmp_path, victim):
     assert not group_of(process.pid)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_rank_that_does_not_listen_is_ended_by_force(tmp_path):
     """A process that is stopped stands for one that hangs in native code: it takes no signal but SIGKILL."""
@@ -213,7 +217,7 @@ def test_a_rank_that_does_not_listen_is_ended_by_force(tmp_path):
 
 
 @needs_proc
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_saves_once_and_exits_cleanly(tmp_path, number):
     folder, process, members = running(tmp_path)
     process.send_signal(number)
@@ -245,6 +249,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_who_was_told_to_stop_is_not_told_again_when_another_process_ends_first(tmp_path):
     """A second signal would end rank 0 before it says how to continue."""
     program = tmp_path / "program.py"
@@ -262,6 +267,7 @@ def test_who_was_told_to_stop_is_not_told_again_when_another_process_ends_first(
     assert process.returncode == 130 and errors.endswith("said\n")
 
 
+@pytest.mark.slow
 @needs_proc
 def test_a_second_signal_ends_what_does_not_listen(tmp_path):
     folder, process, members = running(tmp_path)
@@ -275,6 +281,7 @@ def test_a_second_signal_ends_what_does_not_listen(tmp_path):
     assert not group_of(process.pid) and not any(os.path.exists(f"/proc/{member}") for member in members)
 
 
+@pytest.mark.slow
 @needs_proc
 def test_the_processes_die_with_the_one_that_started_them(tmp_path):
     folder, process, members = running(tmp_path)
@@ -300,6 +307,7 @@ def test_failures_are_said_once(alone):
     assert status == 2 and errors.count("\n") == 1 and "holds a run already" in errors
 
 
+@pytest.mark.slow
 def test_a_failure_of_rank_0_before_the_first_step_is_said_once(alone):
     with files.lock_folder(alone):
         status, _, errors = call(

@@ -30,6 +30,7 @@ def end_of(folder):
     return arrays, rows
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
 def test_kills_at_random_moments_change_nothing(tmp_path):
     whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
@@ -104,7 +105,7 @@ def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
         np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=str(name))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_exits_cleanly(tmp_path, number):
     folder = str(tmp_path / "run")
     process = start(

@@ -16,15 +16,21 @@ from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert cli.main_train(options(output=folder, iterations=2)) == 0
+    return folder
+
+
 @pytest.fixture
-def shelf(tmp_path, monkeypatch):
+def shelf(run, tmp_path, monkeypatch):
     """A folder of its own with the weights of a tiny run, under the name tiny."""
-    run, folder = tmp_path / "run", tmp_path / "shelf"
+    folder = tmp_path / "shelf"
     folder.mkdir()
     monkeypatch.setattr(provenance, "SHELF", folder)
     with pytest.raises(UserError, match="not come to its end"):
-        pretrained.add(str(run), "tiny")
-    assert cli.main_train(options(output=run, iterations=2)) == 0
+        pretrained.add(str(tmp_path / "none"), "tiny")
     pretrained.add(str(run), "tiny")
     return run, folder
 
@@ -191,7 +197,13 @@ def test_weights_that_others_started_from_are_those_that_come_with_the_library()
         assert cards[name]["start_sha256"] == cards[start]["sha256"]
 
 
-@pytest.mark.parametrize("name", pretrained.names())
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name == "5way-1shot" else pytest.mark.slow)
+        for name in pretrained.names()
+    ],
+)
 def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
     path, (settings, _), card = pretrained.look_up(name)
     parts, _ = assembly.load_images(settings)
