@@ -16,6 +16,7 @@ _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
     "MLP": "networks.mlp",
+    "twice_differentiable": "networks.twice_differentiable",
     "EpisodeBuilder": "data.episodes",
     "meta_batch": "data.episodes",
     "ImageSet": "data.images",

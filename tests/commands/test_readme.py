@@ -26,59 +26,24 @@ COMMANDS = list(
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
 
 # What makes a command short; the rest of it is run as it stands.
-SMALL = [
-    "--dataset",
-    "synthetic",
-    "--iterations",
-    "2",
-    "--meta-batch",
-    "2",
-    "--k-query",
-    "1",
-    "--val-episodes",
-    "2",
-    "--test-episodes",
-    "2",
-    "--distortions",
-    "0",
-]
+SMALL = (
+    "--dataset synthetic --iterations 2 --meta-batch 2 --k-query 1 --val-episodes 2 --test-episodes 2 "
+    "--distortions 0"
+)
+BENCHMARK = "--tasks 2 --repeat 1 --warmup 0 --width 4"
 SHORTER = {
-    "--start-from runs/": SMALL + ["--width", "4"],
+    "--start-from runs/": SMALL + " --width 4",
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "--preset best-20way-5shot": SMALL,
-    "train.py": SMALL + ["--width", "4"],
-    "eval.py": ["--episodes", "4"],
-    "--scaling": [
-        "--tasks",
-        "2",
-        "--repeat",
-        "1",
-        "--warmup",
-        "0",
-        "--width",
-        "4",
-        "--k-query",
-        "1",
-        "--orders",
-        "1",
-        "--processes",
-        "1",
-    ],
-    "paddle_maml.benchmark": [
-        "--tasks",
-        "2",
-        "--repeat",
-        "1",
-        "--warmup",
-        "0",
-        "--width",
-        "4",
-        "--against",
-        "competition",
-    ],
-    "paddle_maml data": [],
-    "paddle_maml results": [],
-    "paddle_maml.engine.plain_data": [],
+    "--preset sinusoid": "--iterations 4 --val-episodes 2 --test-episodes 4",
+    "--preset mlp": SMALL,
+    "train.py": SMALL + " --width 4",
+    "eval.py": "--episodes 4",
+    "--scaling": BENCHMARK + " --k-query 1 --orders 1 --processes 1",
+    "paddle_maml.benchmark": BENCHMARK + " --against competition",
+    "paddle_maml data": "",
+    "paddle_maml results": "",
+    "paddle_maml.engine.plain_data": "",
 }
 
 
@@ -139,7 +104,7 @@ def test_command(clone, command, request):
     arguments = shlex.split(command.split("#")[0])
     assert arguments[0] == "python"
     result = subprocess.run(
-        [sys.executable, *arguments[1:], *SHORTER[script_of(command)]],
+        [sys.executable, *arguments[1:], *SHORTER[script_of(command)].split()],
         cwd=clone,
         capture_output=True,
         text=True,
