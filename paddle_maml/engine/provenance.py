@@ -59,7 +59,7 @@ def look_up(name):
             f"There are no pretrained weights {name!r}; there are: {', '.join(names()) or 'none'}."
         )
     path = SHELF / f"{name}.pdparams"
-    card = read_report(SHELF / f"{name}.json", "sha256")
+    card = read_report(SHELF / f"{name}.json", sha256=str)
     if not path.is_file() or digest(path) != card["sha256"]:
         raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
     return str(path), origin_of(settings_from_dict(card["settings"]), card), card

@@ -22,22 +22,7 @@ from .settings import settings_from_dict
 # Rows of a log that is kept: more do not show in its curve.
 MOST_ROWS = 400
 
-# What is read from reports, and its types.
-_TYPES = {
-    "settings": dict,
-    "test": dict,
-    "validation": dict,
-    "iterations": int,
-    "seed": int,
-    "training_seconds": (int, float),
-    "sha256": str,
-}
-_TEST_TYPES = {
-    "interval": (int, float),
-    "episodes": int,
-    "n_way": int,
-    "k_shot": int,
-}
+NUMBER = (int, float)
 
 
 def finished_report(run_folder):
@@ -54,51 +39,50 @@ def finished_report(run_folder):
     path = os.path.join(run_folder, REPORT)
     if not os.path.isfile(path):
         raise UserError(f"There is no {path}: the run has not come to its end.")
-    report = read_report(path, "iterations", "validation")
+    report = read_report(path, iterations=int, validation=dict)
     weights = checkpoint.best_weights(run_folder)
     states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
-    if (states.get("iteration"), states.get("best_iteration")) != (
-        report["iterations"],
-        report["validation"].get("iteration"),
-    ):
+    reported = report["iterations"], report["validation"].get("iteration")
+    if (states.get("iteration"), states.get("best_iteration")) != reported:
         raise UserError(f"The run in {run_folder} went on after its report: let it come to its end.")
     settings = settings_from_dict(report["settings"])
     return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
 
 
-def read_report(path, *names):
-    """The dict in a JSON file that has "settings", "test" and these names; UserError if there is none, or if
-    it is damaged."""
+def read_report(path, **types):
+    """The dict in a JSON file of a run: its settings, its test and what else is wanted.
+
+    Args:
+        types: by name, of what is wanted.
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
     if not os.path.isfile(path):
         raise UserError(f"There is no {path}: name the folder of a finished run or of what is kept of one.")
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         content = None
-    wanted = {name: _TYPES[name] for name in ("settings", "test", *names)}
-    if not _has(content, wanted) or not _has(
-        content["test"], {**_TEST_TYPES, score_key(content["test"]): (int, float)}
+    tested = {"interval": NUMBER, "episodes": int, "n_way": int, "k_shot": int}
+    if not _has(content, {"settings": dict, "test": dict, **types}) or not _has(
+        content["test"], {**tested, score_key(content["test"]): NUMBER}
     ):
         raise UserError(f"{path} is damaged: get it anew.")
     try:
         settings_from_dict(content["settings"])
     except UserError as error:
-        raise UserError(
-            f"{path} is damaged, or of another version of this library ({str(error).rstrip('.')})."
-        ) from error
+        why = str(error).rstrip(".")
+        raise UserError(f"{path} is damaged, or of another version of this library ({why}).") from error
     return content
 
 
 def _has(content, types):
+    """Whether a dict has values of these types, and numbers that arithmetic takes: JSON has NaN, and whole
+    numbers that no float holds."""
     return isinstance(content, dict) and all(
-        isinstance(content.get(name), kind) and _is_usual(content[name]) for name, kind in types.items()
+        isinstance(content.get(name), kind) and (kind not in (int, NUMBER) or abs(content[name]) < 1e15)
+        for name, kind in types.items()
     )
-
-
-def _is_usual(value):
-    """Whether a value, if it is a number, is one that arithmetic takes: JSON has NaN, and whole numbers that
-    no float holds."""
-    return not isinstance(value, (int, float)) or abs(value) < 1e15
 
 
 def keep(run_folder, folder):
@@ -138,7 +122,8 @@ def table(folders):
     """
     runs = []
     for folder in {os.path.realpath(folder): folder for folder in folders}.values():
-        report = read_report(os.path.join(folder, REPORT), "iterations", "seed", "training_seconds")
+        wanted = {"iterations": int, "seed": int, "training_seconds": NUMBER}
+        report = read_report(os.path.join(folder, REPORT), **wanted)
         settings = settings_from_dict(report["settings"])
         without_seed = dataclasses.replace(settings.portable(), seed=0, output=None)
         name = os.path.basename(os.path.normpath(folder))

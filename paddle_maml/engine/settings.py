@@ -69,6 +69,11 @@ def _units(text):
     return None if sound else "must be whole numbers from 1 to 99999 with commas between them"
 
 
+# What is counted, and its range.
+_IMAGES = ("images per class", 1, 1000)
+_ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0, 10**9)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What one run of train.py does. The defaults are the preset omniglot-5way-1shot."""
@@ -110,8 +115,8 @@ class Settings:
     )
 
     n_way: int = _number(5, "classes in an episode", "classes", 2, 10000)
-    k_shot: int = _number(1, "support images of each class", "images per class", 1, 1000)
-    k_query: int = _number(15, "query images of each class in training", "images per class", 1, 1000)
+    k_shot: int = _number(1, "support images of each class", *_IMAGES)
+    k_query: int = _number(15, "query images of each class in training", *_IMAGES)
 
     network: str = _choice(
         "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers", "conv4", "mlp"
@@ -149,19 +154,13 @@ class Settings:
         "parameters that the inner loop changes; head: the linear layer alone (ANIL)", "all", "head"
     )
     first_order_iterations: int = _number(
-        0,
-        "first part of training in which order is 1 (MAML++'s derivative-order annealing)",
-        "meta-iterations",
-        0,
-        10**9,
+        0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)", *_FIRST_PART
     )
     multi_step_iterations: int = _number(
         0,
         "first part of training in which the losses after earlier inner steps count too, less and less "
         "(MAML++'s multi-step loss)",
-        "meta-iterations",
-        0,
-        10**9,
+        *_FIRST_PART,
     )
     test_inner_steps: int = _number(
         None, "inner steps in validation and test; default: inner_steps", "steps", 0, 1000
@@ -169,7 +168,7 @@ class Settings:
 
     meta_batch: int = _number(32, "episodes in a meta-batch", "episodes", 1, 4096)
     iterations: int = _number(
-        10000, "length of training; with a cosine schedule also its period", "meta-iterations", 1, 10**9, True
+        10000, "length of training; with a cosine schedule also its period", *_ITERATIONS, True
     )
     meta_lr: float = _rate(0.001, "learning rate of Adam, the meta-optimizer")
     meta_lr_schedule: str = _choice(
@@ -179,17 +178,11 @@ class Settings:
     )
 
     val_every: int = _number(
-        1000,
-        "distance between validations; the best validated weights are kept",
-        "meta-iterations",
-        1,
-        10**9,
+        1000, "distance between validations; the best validated weights are kept", *_ITERATIONS
     )
     val_episodes: int = _number(200, "episodes of a validation, always the same ones", "episodes", 2, 10**6)
     test_episodes: int = _number(1000, "episodes of the test at the end", "episodes", 2, 10**6, True)
-    test_k_query: int = _number(
-        15, "query images of each class in validation and test", "images per class", 1, 1000
-    )
+    test_k_query: int = _number(15, "query images of each class in validation and test", *_IMAGES)
 
     seed: int = _number(0, "decides initial weights and episodes", "", 0, 2**64 - 1)
     device: str = _setting(
@@ -208,10 +201,8 @@ class Settings:
     )
 
     output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", may_change=True)
-    checkpoint_every: int = _number(
-        100, "distance between checkpoints", "meta-iterations", 1, 10**9, may_change=True
-    )
-    log_every: int = _number(10, "distance between rows of metrics.csv", "meta-iterations", 1, 10**9)
+    checkpoint_every: int = _number(100, "distance between checkpoints", *_ITERATIONS, may_change=True)
+    log_every: int = _number(10, "distance between rows of metrics.csv", *_ITERATIONS)
     visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 

@@ -11,12 +11,7 @@ from paddle_maml import MAML, MetaLearner
 from paddle_maml.engine import checkpoint, provenance
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
-from paddle_maml.engine.weights import (
-    load_weights,
-    optimizer_state,
-    set_optimizer_state,
-    set_weights,
-)
+from paddle_maml.engine.weights import load_weights, optimizer_state, set_optimizer_state, set_weights
 from paddle_maml.errors import UserError
 
 GOLDEN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "golden")
@@ -282,10 +277,7 @@ def test_the_competitions_files_are_read(tmp_path, kind):
             np.savez(file, **{f"p{number:02}": array for number, array in enumerate(arrays)})
         else:
             pickle.dump(arrays, file)
-    for load in (
-        lambda: load_weights(other.net, path),
-        lambda: load_weights(other, path),
-    ):
+    for load in (lambda: load_weights(other.net, path), lambda: load_weights(other, path)):
         for parameter in other.parameters():
             parameter.set_value(parameter * 0)
         load()

@@ -182,8 +182,7 @@ def test_the_pages_have_the_mean_and_spread_of_the_three_seeds():
 
 
 @pytest.mark.parametrize(
-    "path",
-    [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, SHELF.glob("*.json"))],
+    "path", [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, SHELF.glob("*.json"))]
 )
 def test_the_commands_beside_results_are_those_of_todays_presets(path):
     report = json.loads(Path(path).read_text(encoding="utf-8"))
