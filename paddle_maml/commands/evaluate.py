@@ -6,7 +6,15 @@ import os
 import sys
 
 from ..engine.analysis import analyse, write_analysis
-from ..engine.assembly import describe, environment, evaluation_episodes, load_images, make_learner
+from ..engine.assembly import (
+    describe,
+    environment,
+    evaluation_episodes,
+    load_images,
+    make_learner,
+    own_network_may_fail,
+    require_own_network,
+)
 from ..engine.device import select_device
 from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
@@ -22,9 +30,15 @@ NETWORK = ("network", "hidden", "batch_norm", "architecture", "width", "image_si
 
 def run(asked: dict, given: dict) -> None:
     """Evaluate what is asked for, with the settings that are given, and print and write the result."""
-    name, part = asked["pretrained"], asked["part"]
+    name = asked["pretrained"]
     weights, origin = look_up(name)[:2] if name else find_weights(asked["weights"])
     settings = _settings(origin, given)
+    with own_network_may_fail(settings):
+        _run(asked, name, weights, origin, settings)
+
+
+def _run(asked, name, weights, origin, settings):
+    part = asked["part"]
     device = select_device(settings.device)
     parts, rule = load_images(settings)
     learner = make_learner(settings, parts[part])
@@ -78,6 +92,7 @@ def _settings(origin, given):
             what was trained.
     """
     trained = origin.settings if origin else Settings()
+    require_own_network(trained, given)
     for name in ("n_way", *NETWORK) if origin else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(

@@ -64,5 +64,6 @@ def _settings(given):
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if not stored:
         return settings, False
+    assembly.require_own_network(stored, given)
     here = {"device": Settings.device, **({"processes": None} if launched() else {})}
     return settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder}), True

@@ -3,8 +3,12 @@ on."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import math
+import os
 import platform
+import sys
 
 import numpy as np
 import paddle
@@ -83,20 +87,50 @@ def make_learner(settings, images):
 def make_network(settings, images):
     """A network with fresh weights."""
     shape = images.input_shape
+    n_outputs = 1 if settings.dataset == "sinusoid" else settings.n_way
+    if settings.own_network:
+        return _own_network(settings.network, shape, n_outputs)
     if settings.network == "mlp":
-        return MLP(
-            math.prod(shape),
-            hidden=tuple(map(int, settings.hidden.split(","))),
-            n_outputs=1 if settings.dataset == "sinusoid" else settings.n_way,
-            batch_norm=settings.batch_norm,
+        hidden = tuple(map(int, settings.hidden.split(",")))
+        return MLP(math.prod(shape), hidden, n_outputs, settings.batch_norm)
+    return MAML(n_outputs, shape[0], settings.width, settings.image_size, settings.architecture)
+
+
+def _own_network(name, shape, n_outputs):
+    """The layer that a function of the user's returns; modules are found in the current folder too."""
+    module, _, function = name.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{flag('network')} is {name}, which cannot be had: {error}.") from error
+    layer = make(shape, n_outputs)
+    if not isinstance(layer, paddle.nn.Layer):
+        kind = type(layer).__name__
+        raise UserError(f"{flag('network')} is {name}, which returns a {kind}: return a paddle.nn.Layer.")
+    return layer
+
+
+@contextlib.contextmanager
+def own_network_may_fail(settings):
+    """What a learner finds wrong with a network of the user's is the user's to mend."""
+    try:
+        yield
+    except ValueError as error:
+        if not settings.own_network:
+            raise
+        raise UserError(f"{flag('network')} is {settings.network}, but {error}.") from error
+
+
+def require_own_network(stored, given):
+    """UserError unless a network of the user's that `Settings` of a run name is named again: what a file says
+    is not imported."""
+    if stored.own_network and given.get("network") != stored.network:
+        raise UserError(
+            f"The network is one of the user's own, {stored.network}: if it is yours, name it with "
+            f"{flag('network')} {stored.network}."
         )
-    return MAML(
-        n_way=settings.n_way,
-        in_channels=shape[0],
-        width=settings.width,
-        image_size=settings.image_size,
-        architecture=settings.architecture,
-    )
 
 
 def make_optimizer(settings, learner):

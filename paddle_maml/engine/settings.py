@@ -69,6 +69,11 @@ def _units(text):
     return None if sound else "must be whole numbers from 1 to 99999 with commas between them"
 
 
+def _network(text):
+    known = text in ("conv4", "mlp") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text)
+    return None if known else "must be conv4, mlp, or MODULE:FUNCTION for a network of your own"
+
+
 # What is counted, and its range.
 _IMAGES = ("images per class", 1, 1000)
 _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0, 10**9)
@@ -118,8 +123,11 @@ class Settings:
     k_shot: int = _number(1, "support images of each class", *_IMAGES)
     k_query: int = _number(15, "query images of each class in training", *_IMAGES)
 
-    network: str = _choice(
-        "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers", "conv4", "mlp"
+    network: str = _setting(
+        "conv4",
+        "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers; MODULE:FUNCTION: "
+        "a network of your own, the layer that FUNCTION(input shape, number of outputs) returns",
+        check=_network,
     )
     hidden: str = _setting(
         "256,128,64,64", "of mlp: the units of its hidden layers", "units, with commas", _units
@@ -221,7 +229,12 @@ class Settings:
             wrong = what_is_wrong(field, value)
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
-        # Who gives these expects an effect.
+        if self.dataset == "sinusoid" and self.network == "conv4":
+            raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
+
+    def refuse_without_effect(self, given):
+        """UserError for the first of the settings that a user gives that does nothing: who gives it expects
+        an effect. What a preset or a run has beside them may do nothing."""
         for name, useless, why in (
             ("multi_step_iterations", self.inner_steps == 1, "with 1 inner step there is no earlier loss"),
             ("first_order_iterations", self.order == 1, "order is 1 all the way"),
@@ -233,11 +246,8 @@ class Settings:
             ("rotations", self.dataset == "sinusoid", "sinusoids are no images"),
             ("distortions", self.dataset == "sinusoid", "sinusoids are no images"),
         ):
-            value = getattr(self, name)
-            if useless and value != getattr(Settings, name):
-                raise UserError(f"{name} is {value}, but {why}: leave it out.")
-        if self.dataset == "sinusoid" and self.network == "conv4":
-            raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
+            if useless and name in given and given[name] != getattr(Settings, name):
+                raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
 
     def as_dict(self):
         """The settings as plain values, for reports and checkpoints."""
@@ -282,6 +292,11 @@ class Settings:
         return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
 
     @property
+    def own_network(self):
+        """Whether the network is the user's."""
+        return ":" in self.network
+
+    @property
     def loss(self):
         """The loss of the tasks, as `learners.base.Learner` takes it."""
         return "mean-square" if self.dataset == "sinusoid" else "cross-entropy"
@@ -322,7 +337,9 @@ def settings_from_preset(preset="omniglot-5way-1shot", **overrides):
     """
     if preset not in PRESETS:
         raise UserError(f"There is no preset {preset!r}: {nearest(preset, PRESETS)}")
-    return settings_from_dict({**PRESETS[preset], **overrides, "preset": preset})
+    settings = settings_from_dict({**PRESETS[preset], **overrides, "preset": preset})
+    settings.refuse_without_effect(overrides)
+    return settings
 
 
 def settings_from_dict(values):

@@ -23,6 +23,7 @@ from .assembly import (
     make_learner,
     make_optimizer,
     meta_loss_options,
+    own_network_may_fail,
     training_episodes,
 )
 from .background import Ahead
@@ -63,7 +64,7 @@ def train(settings: Settings) -> dict:
     parts, rule = load_training_images(settings)
     stop = StopRequest()
     try:
-        with stop:
+        with stop, own_network_may_fail(settings):
             trainer = Trainer(settings, parts, ranks)
             folder = RunFolder(trainer, environment(device), stop)
             with folder.taken() as newest:

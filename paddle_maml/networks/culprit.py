@@ -72,23 +72,26 @@ def culprit(network: Functional, x: paddle.Tensor) -> str | None:
     for name, part in sorted(named, key=lambda pair: -pair[0].count(".")):
         if part in inputs and _at_fault(part, inputs[part]):
             return f"{name} ({type(part).__name__})"
-    if not network.exact and _at_fault(network.layer, [x]):
+    if not network.exact and _at_fault(network.layer, [x.detach()]):
         return f"the forward of {type(network.layer).__name__} itself"
     return None
 
 
 def _inputs_of_layers(network, x):
-    """What each layer got last, as detached tensors; layers that got other things are left out."""
+    """What each layer got last, as tensors with no past, which are constants (`stop_gradient`) where they do
+    not depend on the parameters; layers that got other things are left out."""
     got, hooks = {}, []
 
     def remember(layer, inputs):
         if inputs and all(isinstance(tensor, paddle.Tensor) for tensor in inputs):
             got[layer] = [tensor.detach() for tensor in inputs]
+            for tensor, original in zip(got[layer], inputs):
+                tensor.stop_gradient = original.stop_gradient
 
     try:
         for part in network.layer.sublayers():
             hooks.append(part.register_forward_pre_hook(remember))
-        with paddle.no_grad(), network.using([p.squeeze(0) for p in network.initial(1)]):
+        with paddle.enable_grad(), network.using([p.squeeze(0) for p in network.initial(1)]):
             network.layer(x)
     finally:
         for hook in hooks:
@@ -99,7 +102,7 @@ def _inputs_of_layers(network, x):
 def _at_fault(layer, inputs):
     """Whether the second derivatives of a layer by its parameters and its inputs are missing or wrong."""
     owned = [p for p in layer.parameters() if not p.stop_gradient]
-    movable = [tensor for tensor in inputs if paddle.is_floating_point(tensor)]
+    movable = [tensor for tensor in inputs if not tensor.stop_gradient]
     if not owned and not movable:
         return False
     network = Functional(layer) if owned else None
@@ -108,7 +111,8 @@ def _at_fault(layer, inputs):
         with default_dtype(point[0].dtype), paddle.enable_grad():
             tensors = [p.squeeze(0) for p in point]
             others = iter(tensors[len(owned) :])
-            given = [next(others) if paddle.is_floating_point(t) else t for t in inputs]
+            dtype = point[0].dtype
+            given = [floating(t, dtype) if t.stop_gradient else next(others) for t in inputs]
             with network.using(tensors[: len(owned)]) if network else contextlib.nullcontext():
                 outputs = [o for o in _flat(layer(*given)) if paddle.is_floating_point(o)]
             # Not linear in the outputs: their first derivatives matter too.

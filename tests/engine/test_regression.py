@@ -111,7 +111,7 @@ def test_settings_that_do_nothing_are_refused(options, message, capsys, tmp_path
 
 def test_a_perceptron_on_drawn_characters(capsys, tmp_path):
     options = (
-        "--preset quickstart --network mlp --width 64 --hidden 16,8 --iterations 6 --val-every 3 --k-query 2 "
+        "--preset quickstart --network mlp --hidden 16,8 --iterations 6 --val-every 3 --k-query 2 "
         "--test-episodes 4 --val-episodes 4 --test-k-query 3 --learn-inner-lr --device cpu --processes 1"
     )
     assert main_train([*options.split(), "--output", str(tmp_path / "run")]) == 0
