@@ -14,17 +14,17 @@ ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classe
 NO_MISTAKE = "no query image was taken for another class"
 
 
-def json_file(report):
+def json_file(report: dict) -> bytes:
     """The bytes of a JSON file that holds a dict of plain values."""
     return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_json(path, report):
+def write_json(path: str, report: dict) -> None:
     """Write a dict of plain values as JSON, whole or not at all."""
     write_whole(path, json_file(report))
 
 
-def evaluation_table(result):
+def evaluation_table(result: dict) -> str:
     """The result of `evaluate` as lines of text: accuracy after each inner step, and the final mean with its
     interval."""
     lines = ["inner steps   accuracy            query loss"]
@@ -42,7 +42,7 @@ def evaluation_table(result):
     return "\n".join(lines)
 
 
-def analysis_table(analysis):
+def analysis_table(analysis: dict) -> str:
     """The analysis as lines of text."""
     lines = [
         f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, "
@@ -68,12 +68,12 @@ def analysis_table(analysis):
     return "\n".join(lines)
 
 
-def confusion(pair):
+def confusion(pair: dict) -> str:
     """A pair of classes of an analysis, as a sentence."""
     return f"{pair['class']} was taken for {pair['taken_for']}, {pair['times']} of {pair['of']} times"
 
 
-def results_table(runs):
+def results_table(runs: list[tuple]) -> str:
     """The reports of runs as a Markdown table, and a line for each group of runs that differ in their seeds
     alone: the mean of their accuracies, and the spread, which is the sample standard deviation.
 
