@@ -1,5 +1,7 @@
 """Files and folders that survive: written whole or not at all, and not by two programs at once."""
 
+from __future__ import annotations
+
 import contextlib
 import hashlib
 import os
@@ -17,7 +19,7 @@ except ImportError:  # Windows
 _PARTIAL = ".{name}.{random}.partial"  # what a killed process may leave
 
 
-def write_whole(path, data):
+def write_whole(path: str | Path, data: bytes) -> Path:
     """Write bytes to a file by way of another one beside it, which is renamed when everything is on the disk.
     Links are followed; what is there and no file, such as /dev/stdout, is written to directly.
 
@@ -32,7 +34,7 @@ def write_whole(path, data):
     return path
 
 
-def write_together(folder, contents):
+def write_together(folder: str | Path, contents: dict[str, bytes]) -> None:
     """Write files that belong together into a folder, which is made if needed: none of them takes its place
     before all are on the disk.
 
@@ -65,12 +67,12 @@ def _write_together(contents):
         raise
 
 
-def is_partial(name):
+def is_partial(name: str) -> bool:
     """Whether a file of this name was left by a `write_whole` that was killed."""
     return bool(re.fullmatch(_PARTIAL.replace(".", r"\.").format(name=".+", random="[0-9a-f]{16}"), name))
 
 
-def check_target(path, option, may_make_folder=False):
+def check_target(path: str, option: str, may_make_folder: bool = False) -> None:
     """UserError if no file can be written to a path, known before the work is done whose result it is for.
 
     Args:
@@ -98,12 +100,12 @@ def check_target(path, option, may_make_folder=False):
         ) from None
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """SHA-256 of a file, in hexadecimal."""
     return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
-def sync(path):
+def sync(path: str | Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
     if os.name == "nt" and os.path.isdir(path):  # Windows cannot open folders
         return
@@ -114,7 +116,7 @@ def sync(path):
         os.close(descriptor)
 
 
-def lock_folder(path):
+def lock_folder(path: str | Path) -> contextlib.ExitStack:
     """Take a folder for this process.
 
     Returns:

@@ -24,7 +24,7 @@ class CommandLine(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(message + ("" if message.endswith((".", "?")) else "."))
 
-    def parse(self, arguments):
+    def parse(self, arguments: list[str]) -> dict:
         """Dict of the options that were given, and only those."""
         known, unknown = self.parse_known_args(arguments)
         if unknown:
@@ -32,7 +32,7 @@ class CommandLine(argparse.ArgumentParser):
             raise UserError(f"unknown option {unknown[0]}: {nearest(unknown[0].split('=')[0], options)}")
         return vars(known)
 
-    def add_settings(self, names=None, other=None):
+    def add_settings(self, names: list[str] | None = None, other: dict | None = None) -> None:
         """One option for each field of `Settings`.
 
         Args:

@@ -24,10 +24,10 @@ from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
 from ..networks.mlp import MLP
 from .device import cores, processor
-from .settings import flag
+from .settings import Settings, flag
 
 
-def load_images(settings):
+def load_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:
     """The classes of each part of the split.
 
     Args:
@@ -39,7 +39,7 @@ def load_images(settings):
     return _load(settings, distortions=0)
 
 
-def load_training_images(settings):
+def load_training_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:
     """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own
     images."""
     parts, rule = _load(settings, settings.distortions)
@@ -69,7 +69,7 @@ def _load(settings, distortions):
     }, rule
 
 
-def make_learner(settings, images):
+def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> MetaLearner:
     """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds."""
     return MetaLearner(
         make_network(settings, images),
@@ -142,14 +142,14 @@ def make_optimizer(settings, learner):
     return paddle.optimizer.Adam(learning_rate=rate, parameters=learner.parameters()), schedule
 
 
-def meta_loss_options(settings, iteration):
+def meta_loss_options(settings: Settings, iteration: int) -> dict:
     """The options of the learner's `meta_loss` in a meta-iteration."""
     order = 1 if iteration < settings.first_order_iterations else settings.order
     weights = multi_step_weights(iteration, settings.multi_step_iterations, settings.inner_steps)
     return {"order": order, "step_weights": weights}
 
 
-def multi_step_weights(iteration, period, inner_steps):
+def multi_step_weights(iteration: int, period: int, inner_steps: int) -> list[float]:
     """Weights of the query losses after 0 .. K inner steps, for `MetaLearner.meta_loss`.
 
     They begin equal for the steps 1 .. K, and all but the last fall linearly to 0 over `period`
@@ -160,12 +160,12 @@ def multi_step_weights(iteration, period, inner_steps):
     return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
 
 
-def training_episodes(settings, images):
+def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
     """The `EpisodeBuilder` of training, of an `ImageSet`."""
     return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
 
 
-def evaluation_episodes(settings, images, **options):
+def evaluation_episodes(settings: Settings, images: ImageSet, **options) -> EpisodeBuilder:
     """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`; options are
     rotations and within_alphabet of `EpisodeBuilder`, which validation and test leave out."""
     return _episodes(settings, images, settings.test_k_query, **options)
@@ -177,7 +177,7 @@ def _episodes(settings, images, k_query, **options):
     return EpisodeBuilder(images, settings.n_way, settings.k_shot, k_query, seed=settings.seed, **options)
 
 
-def held_back_episodes(settings, images):
+def held_back_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
     """The episodes of validation or test; their number of query images is a setting of its own there."""
     try:
         return evaluation_episodes(settings, images)
@@ -188,7 +188,7 @@ def held_back_episodes(settings, images):
         ) from None
 
 
-def environment(device):
+def environment(device: str) -> dict:
     """Versions and device, as reports and checkpoints state them."""
     return {
         "paddle": paddle.__version__,
@@ -201,7 +201,7 @@ def environment(device):
     }
 
 
-def describe(result, settings, images, rule, part):
+def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part: str) -> dict:
     """A result of `evaluate` with what it was measured on."""
     return {
         "dataset": images.name,

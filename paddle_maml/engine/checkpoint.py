@@ -10,7 +10,7 @@ import shutil
 from .. import files
 from ..errors import UserError
 from .plain_data import read_file
-from .settings import settings_from_dict
+from .settings import Settings, settings_from_dict
 
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
 
@@ -18,7 +18,9 @@ _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
 _PARTIAL, _REMOVED = ".checkpoint.partial", ".checkpoint.removed"
 
 
-def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
+def write_checkpoint(
+    run_folder: str, iteration: int, weights: dict, best: dict, optimizer: dict, states: dict
+) -> str:
     """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
 
     The set appears with one rename after everything is on the disk, so a process killed at any moment leaves
@@ -63,7 +65,7 @@ def write_checkpoint(run_folder, iteration, weights, best, optimizer, states):
     return final
 
 
-def newest_checkpoint(run_folder):
+def newest_checkpoint(run_folder: str) -> str | None:
     """Path of the newest checkpoint set in a run folder, or None; raises UserError if all that is there of a
     set lacks files."""
     sets, damaged = _sets(run_folder)
@@ -73,7 +75,7 @@ def newest_checkpoint(run_folder):
     return sets[-1] if sets else None
 
 
-def remove_leftovers(run_folder):
+def remove_leftovers(run_folder: str) -> None:
     """Remove the older sets, and what killed writes and killed removals left. What others put there stays."""
     newest_checkpoint(run_folder)  # raises where nothing should be touched
     for path in _sets(run_folder)[0][:-1]:
@@ -85,7 +87,7 @@ def remove_leftovers(run_folder):
             os.remove(os.path.join(run_folder, name))
 
 
-def remove_all(run_folder):
+def remove_all(run_folder: str) -> None:
     """Remove all checkpoint sets."""
     for path in _sets(run_folder)[0]:
         _remove(run_folder, path)
@@ -123,7 +125,7 @@ def _free_name(run_folder, iteration):
     return next(name for name in names if not os.path.exists(name))
 
 
-def read_states(path):
+def read_states(path: str) -> tuple[dict, Settings]:
     """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else,
     or if a file beside it is not the one that was written with it."""
     states = read_file(path)
@@ -143,13 +145,13 @@ def read_states(path):
     return states, settings_from_dict(states["settings"])
 
 
-def stored_settings(run_folder):
+def stored_settings(run_folder: str) -> Settings | None:
     """The `Settings` in a run folder's newest checkpoint, or None where there is none."""
     newest = newest_checkpoint(run_folder)
     return read_states(os.path.join(newest, STATES))[1] if newest else None
 
 
-def best_weights(folder):
+def best_weights(folder: str) -> str:
     """The file of the best weights of a run folder or checkpoint folder; UserError if there is none."""
     found = folder if os.path.isfile(os.path.join(folder, STATES)) else newest_checkpoint(folder)
     if found is None:

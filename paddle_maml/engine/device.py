@@ -20,7 +20,7 @@ _GIB = 1 << 30
 _CPUINFO = "/proc/cpuinfo"  # Linux alone has it
 
 
-def prepare():
+def prepare() -> None:
     """Set up the process; call it before Paddle is imported.
 
     Silences what Paddle prints about GPU libraries that a CPU machine does not have, has a GPU multiply with
@@ -49,7 +49,7 @@ def _keep_freed_memory():
     mallopt(_M_TRIM_THRESHOLD, 2 * _GIB - 1)
 
 
-def use_all_of_amd():
+def use_all_of_amd() -> None:
     """Have MKL, once it is loaded, use the vector instructions of an AMD processor; a part of `prepare`."""
     cpuinfo = _cpuinfo()
     if cpuinfo.get("vendor_id") == "AuthenticAMD" and "avx2" in cpuinfo.get("flags", "").split():
@@ -87,12 +87,12 @@ def import_paddle():
     return paddle
 
 
-def cores():
+def cores() -> int:
     """The processor cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def processor():
+def processor() -> str:
     """The processor's name, as far as the system tells."""
     return _cpuinfo().get("model name") or platform.processor()
 
@@ -109,13 +109,13 @@ def _cpuinfo():
     }
 
 
-def gpu_count():
+def gpu_count() -> int:
     """The GPUs that Paddle sees."""
     paddle = import_paddle()
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
 
 
-def select_device(name="auto", announce=print):
+def select_device(name: str = "auto", announce=print) -> str:
     """Choose the device for all that follows.
 
     Args:

@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from ..data.episodes import meta_batch
+from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
-from .parallel import ALONE
+from .parallel import ALONE, Ranks
 
 NOTE = (
     "transductive: batch norm uses the statistics of each episode's whole query set, as in the published "
@@ -20,7 +20,15 @@ class Diverged(UserError):
     """The adaptation to an episode went beyond all bounds."""
 
 
-def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
+def evaluate(
+    learner,
+    builder: EpisodeBuilder,
+    episodes: int,
+    steps: int | None = None,
+    batch: int = 32,
+    between=None,
+    ranks: Ranks = ALONE,
+) -> dict:
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
@@ -59,7 +67,15 @@ def evaluate(learner, builder, episodes, steps=None, batch=32, between=None, ran
     }
 
 
-def score_episodes(learner, builder, episodes, steps=None, batch=32, between=None, ranks=ALONE):
+def score_episodes(
+    learner,
+    builder: EpisodeBuilder,
+    episodes: int,
+    steps: int | None = None,
+    batch: int = 32,
+    between=None,
+    ranks: Ranks = ALONE,
+) -> np.ndarray:
     """(scores, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
     inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
     own = []

@@ -32,7 +32,7 @@ class Ranks:
         self.rank, self.size = rank, size
 
     @classmethod
-    def join(cls):
+    def join(cls) -> Ranks:
         """Join the group that this process was started in. Call it once, after the device is chosen."""
         if int(os.environ.get("PADDLE_TRAINERS_NUM", "1")) < 2:
             return cls()
@@ -41,7 +41,7 @@ class Ranks:
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
-    def leads(self):
+    def leads(self) -> bool:
         """Whether this rank is the one that writes files and speaks."""
         return self.rank == 0
 
@@ -49,7 +49,7 @@ class Ranks:
         """This rank's part of a sequence."""
         return share(numbers, self.rank, self.size)
 
-    def sum_gradients(self, parameters, numbers):
+    def sum_gradients(self, parameters: list, numbers: list[float]) -> list[float]:
         """Add up gradients and some numbers over the ranks, in one message.
 
         Args:
@@ -72,7 +72,7 @@ class Ranks:
             parameter.grad = total.reshape(parameter.shape)
         return totals.tolist()
 
-    def sum_array(self, array):
+    def sum_array(self, array: np.ndarray) -> np.ndarray:
         """The sum of a NumPy array over the ranks."""
         if self.size == 1:
             return array
@@ -80,17 +80,17 @@ class Ranks:
         _add_up(tensor)
         return tensor.numpy()
 
-    def any(self, flag):
+    def any(self, flag: bool) -> bool:
         """Whether the flag is set on any rank; all ranks must ask, and all get the same answer."""
         if self.size == 1:
             return bool(flag)
         return bool(self.sum_array(np.array([float(flag)])).any())
 
-    def agree(self, number):
+    def agree(self, number: float) -> bool:
         """Whether a number is the same on all ranks."""
         return bool((self._of_all(number) == number).all())
 
-    def largest(self, number):
+    def largest(self, number: int) -> int:
         """The largest of a whole number on each rank."""
         return int(self._of_all(number).max())
 

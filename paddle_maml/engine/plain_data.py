@@ -17,7 +17,7 @@ MAX_BYTES = 1 << 30
 MAX_INSTRUCTIONS = 200_000
 
 
-def read_file(path):
+def read_file(path: str):
     """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values.
 
     Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may

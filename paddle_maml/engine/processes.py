@@ -27,26 +27,26 @@ from .signals import STOP_SIGNALS, signals_go_to, signals_wait
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 
-def launched():
+def launched() -> bool:
     """Whether Paddle's launcher or `run_processes` started this process."""
     return "PADDLE_TRAINER_ID" in os.environ
 
 
-def started_rank():
+def started_rank() -> int:
     """The rank that this process was started as, known before it has joined the others; 0 for what
     `import_paddle` refuses."""
     rank = os.environ.get("PADDLE_TRAINER_ID", "0")
     return int(rank) if rank.isdecimal() else 0
 
 
-def share(numbers, rank, size):
+def share(numbers, rank: int, size: int):
     """The part of a sequence that one of `size` processes takes: contiguous, and in lengths that differ by
     one at most."""
     start, end = (len(numbers) * number // size for number in (rank, rank + 1))
     return numbers[start:end]
 
 
-def run_processes(function, arguments, count, device):
+def run_processes(function, arguments: tuple, count: int, device: str) -> int:
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this
     machine.
 

@@ -32,7 +32,7 @@ class Origin(typing.NamedTuple):
     trained_on: list
 
 
-def origin_of(settings, stored):
+def origin_of(settings: Settings, stored: dict) -> Origin:
     """The `Origin` of a run's weights from its `Settings` and a dict that it left, states or report; older
     ones do not say what the weights that they started from were trained on."""
     names = stored.get("trained_on", [UNKNOWN] if stored.get("start_sha256") else [])
@@ -40,12 +40,12 @@ def origin_of(settings, stored):
     return Origin(settings, sorted({settings.trains_on, *(names if sound else [UNKNOWN])}))
 
 
-def names():
+def names() -> list[str]:
     """The names of the weights that come with the library."""
     return sorted(path.stem for path in SHELF.glob("*.json"))
 
 
-def look_up(name):
+def look_up(name: str) -> tuple[str, Origin, dict]:
     """The weights that come with the library under a name.
 
     Returns:
@@ -65,7 +65,7 @@ def look_up(name):
     return str(path), origin_of(settings_from_dict(card["settings"]), card), card
 
 
-def find_weights(path, or_name=False):
+def find_weights(path: str, or_name: bool = False) -> tuple[str, Origin | None]:
     """The weights that a path means.
 
     Args:
@@ -90,7 +90,7 @@ def find_weights(path, or_name=False):
     return path, origin_of(settings, stored)
 
 
-def classes_trained_on(origin, settings, part):
+def classes_trained_on(origin: Origin | None, settings: Settings, part: str) -> int | None:
     """How many classes of a part of the split weights were trained on, or those that they started from; None
     if it is not known.
 
@@ -115,7 +115,7 @@ def classes_trained_on(origin, settings, part):
     return len(seen.intersection(held_back)) or (0 if sure else None)
 
 
-def start_weights(settings):
+def start_weights(settings: Settings) -> tuple[str | None, Origin | None]:
     """The weights that a run with these settings starts from.
 
     Returns:

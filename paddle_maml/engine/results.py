@@ -25,7 +25,7 @@ MOST_ROWS = 400
 NUMBER = (int, float)
 
 
-def finished_report(run_folder):
+def finished_report(run_folder: str) -> tuple[dict, str]:
     """The report of a finished run, without what belongs to its machine, and with the command that repeats
     the run.
 
@@ -49,7 +49,7 @@ def finished_report(run_folder):
     return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
 
 
-def read_report(path, **types):
+def read_report(path: str | Path, **types) -> dict:
     """The dict in a JSON file of a run: its settings, its test and what else is wanted.
 
     Args:
@@ -85,7 +85,7 @@ def _has(content, types):
     )
 
 
-def keep(run_folder, folder):
+def keep(run_folder: str, folder: str) -> None:
     """Copy the report, the log and the curve of a finished run to a folder, which is made if needed. Of a
     long log every nth row is kept, and those of validations.
 
@@ -113,7 +113,7 @@ def keep(run_folder, folder):
     write_together(folder, {METRICS: metrics_file(shown), CURVE: curve, REPORT: json_file(report)})
 
 
-def table(folders):
+def table(folders: list[str]) -> str:
     """The reports in these folders as a Markdown table, see `results_table`. A folder that is named twice
     counts once.
 

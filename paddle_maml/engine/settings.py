@@ -214,7 +214,7 @@ class Settings:
     visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 
-    def check(self):
+    def check(self) -> None:
         """Refuse values of the wrong type or range.
 
         Raises:
@@ -249,11 +249,11 @@ class Settings:
             if useless and name in given and given[name] != getattr(Settings, name):
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
 
-    def as_dict(self):
+    def as_dict(self) -> dict:
         """The settings as plain values, for reports and checkpoints."""
         return dataclasses.asdict(self)
 
-    def portable(self):
+    def portable(self) -> Settings:
         """The same settings without what belongs to one machine and not to the result: device, processes, and
         where folders lie."""
         local = {
@@ -270,7 +270,7 @@ class Settings:
         local["output"] = None if folder == f"runs/{self.preset}" else folder
         return dataclasses.replace(self, **local)
 
-    def command(self):
+    def command(self) -> str:
         """The command line that trains with these settings, anywhere: the preset, and what differs from
         it."""
         portable, preset = self.portable(), settings_from_preset(self.preset).portable()
@@ -286,28 +286,28 @@ class Settings:
         return shlex.join(parts)
 
     @property
-    def trains_on(self):
+    def trains_on(self) -> str:
         """The data set and the rule that divides its classes, such as "omniglot competition": it says which
         classes training sees."""
         return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
 
     @property
-    def own_network(self):
+    def own_network(self) -> bool:
         """Whether the network is the user's."""
         return ":" in self.network
 
     @property
-    def loss(self):
+    def loss(self) -> str:
         """The loss of the tasks, as `learners.base.Learner` takes it."""
         return "mean-square" if self.dataset == "sinusoid" else "cross-entropy"
 
     @property
-    def steps_at_test(self):
+    def steps_at_test(self) -> int:
         """Inner steps in validation and test."""
         return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
 
     @property
-    def run_folder(self):
+    def run_folder(self) -> str:
         """Where the run's files go."""
         return self.output or f"runs/{self.preset}"
 
@@ -319,12 +319,12 @@ def _in_runs(path):
     return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1 :]])
 
 
-def nearest(name, names):
+def nearest(name: str, names) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]}?" if close else "see --help for the list."
 
 
-def settings_from_preset(preset="omniglot-5way-1shot", **overrides):
+def settings_from_preset(preset: str = "omniglot-5way-1shot", **overrides) -> Settings:
     """Settings of a preset with some values replaced.
 
     Args:
@@ -342,7 +342,7 @@ def settings_from_preset(preset="omniglot-5way-1shot", **overrides):
     return settings
 
 
-def settings_from_dict(values):
+def settings_from_dict(values: dict) -> Settings:
     """Settings from plain values, as a checkpoint or report holds them; raises UserError for unknown names
     and wrong values."""
     names = [field.name for field in dataclasses.fields(Settings)]
@@ -354,17 +354,17 @@ def settings_from_dict(values):
     return settings
 
 
-def flag(name):
+def flag(name: str) -> str:
     """The command-line option of a setting: `--inner-lr` for inner_lr."""
     return "--" + name.replace("_", "-")
 
 
-def kind_of(field):
+def kind_of(field: dataclasses.Field) -> type:
     """The type of a setting's values."""
     return {"str": str, "int": int, "float": float, "bool": bool}[field.type]
 
 
-def what_is_wrong(field, value):
+def what_is_wrong(field: dataclasses.Field, value) -> str | None:
     """The end of a sentence about a value of the right type, or None."""
     check = field.metadata["check"]
     return check(value) if check else "must not be empty" if value == "" else None

@@ -78,7 +78,7 @@ def train(settings: Settings) -> dict:
         raise
 
 
-def meta_gradient(learner, batch, share=1.0, ranks=ALONE, **options):
+def meta_gradient(learner, batch, share: float = 1.0, ranks: Ranks = ALONE, **options) -> list[float]:
     """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
 
     Args:
@@ -177,7 +177,7 @@ class Trainer:
         self.state.trained_on = origin_of(self.settings, {"trained_on": before}).trained_on
         return said
 
-    def loop(self, folder):
+    def loop(self, folder: RunFolder) -> None:
         """Meta-iterations until the end; every piece of work is due by the state alone, so that a resumed run
         finds it."""
         settings, state = self.settings, self.state
@@ -205,7 +205,7 @@ class Trainer:
         finally:
             ahead.close()
 
-    def step(self, batch, share):
+    def step(self, batch, share: float) -> None:
         """One meta-iteration on this rank's tasks, which are a share of the meta-batch."""
         state, began = self.state, time.monotonic()
         if self.schedule:
@@ -224,7 +224,7 @@ class Trainer:
         self.optimizer.clear_grad()
         state.add(loss, accuracy, float(self.optimizer.get_lr()), time.monotonic() - began)
 
-    def validate(self, folder):
+    def validate(self, folder: RunFolder) -> dict:
         """Score the validation episodes, keep the weights if they are the best so far; returns the columns of
         the log that tell of it."""
         state = self.state
@@ -250,7 +250,7 @@ class Trainer:
         )
         return {"val_loss": result["loss"], "val_accuracy": score, "val_interval": interval}
 
-    def test(self, images, between=None):
+    def test(self, images, between=None) -> dict:
         """The result of `evaluate` for the best weights, which the learner has afterwards."""
         set_weights(self.learner, self.best, "the best checkpoint")
         episodes = held_back_episodes(self.settings, images)
@@ -261,7 +261,7 @@ class Trainer:
         overwrites."""
         return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
 
-    def meta_batch(self, iteration):
+    def meta_batch(self, iteration: int) -> tuple:
         """This rank's tasks of a meta-iteration, None if it has none, and their share of all."""
         size = self.settings.meta_batch
         indices = self.ranks.share(range(iteration * size, (iteration + 1) * size))

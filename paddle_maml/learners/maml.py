@@ -15,6 +15,7 @@ out.
 from __future__ import annotations
 
 import contextlib
+import functools
 from typing import Callable
 
 import numpy as np
@@ -39,6 +40,19 @@ def maml_loss(loss, theta, support, query, inner_steps, inner_lr, order=2):
         gradients = paddle.grad(loss(theta, *support), theta, create_graph=order == 2)
         theta = [p - inner_lr * g for p, g in zip(theta, gradients)]
     return loss(theta, *query)
+
+
+def back_through_step(vector, product_of, rates):
+    """v_k = v_{k+1} - H(theta_k) (r_k * v_{k+1}), the gradient by the parameters before an inner step from
+    that by those after it.
+
+    Args:
+        vector: v_{k+1}, a list of tensors shaped as theta.
+        product_of: function of such a list to its product with the Hessian of the support loss at theta_k.
+        rates: r_k, a number for each tensor.
+    """
+    product = product_of([rate * v for rate, v in zip(rates, vector)])
+    return [v - p for v, p in zip(vector, product)]
 
 
 # Query sets side by side at least, however large they are.
@@ -99,12 +113,8 @@ class MetaLearner(Learner):
             raise ValueError(f"inner_lr must be a finite number that is not negative, not {inner_lr}")
         if hessian not in ("exact", "difference"):
             raise ValueError(f"hessian must be 'exact' or 'difference', not {hessian!r}")
-        self.inner_steps, self.inner_lr, self.order, self.hessian = (
-            inner_steps,
-            inner_lr,
-            _order(order),
-            hessian,
-        )
+        self.inner_steps, self.inner_lr = inner_steps, inner_lr
+        self.order, self.hessian = _order(order), hessian
         if chunk is None and self.on_cpu and inner_steps > MANY_STEPS:
             self.chunk = max(1, self.chunk // 2)
         names = self.network.theta_names
@@ -270,6 +280,11 @@ class MetaLearner(Learner):
             gradients = paddle.grad(loss.sum(), theta, create_graph=create_graph, allow_unused=True)
         return [paddle.zeros_like(p) if g is None else g for p, g in zip(theta, gradients)]
 
+    def _moves(self):
+        """Which tensors of theta the inner loop changes."""
+        names = self.network.theta_names
+        return [adapts and not self._by_name[name].stop_gradient for adapts, name in zip(self._adapts, names)]
+
     def _rates(self, step):
         """The inner rates of a step, one for each tensor of theta; past the last learned step, that
         step's."""
@@ -277,10 +292,7 @@ class MetaLearner(Learner):
             rates = [self.inner_lr] * len(self._adapts)
         else:
             rates = self.inner_rates[min(step, self.inner_steps - 1)].tolist()
-        frozen = [self._by_name[name].stop_gradient for name in self.network.theta_names]
-        return [
-            rate if adapts and not still else 0.0 for rate, adapts, still in zip(rates, self._adapts, frozen)
-        ]
+        return [rate if moved else 0.0 for rate, moved in zip(rates, self._moves())]
 
     def _trajectory(self, support, theta, steps=None, graphs=None, draws=None):
         """Yield theta_0 .. theta_steps: the only inner loop there is.
@@ -328,22 +340,19 @@ class MetaLearner(Learner):
         rate_gradients = []
         for step in reversed(range(self.inner_steps)):
             theta, backward = thetas[step], vector
-
             gradient = None if graphs is None else graphs.pop(step, None)
             if gradient is None and (graphs is not None or self.inner_rates is not None):
                 with _same_draws(draws[step]):
                     gradient = self._gradient(theta, support, create_graph=graphs is not None)
             if order == 2:
-                scaled = [rate * v for rate, v in zip(self._rates(step), vector)]
                 if graphs is None:
-                    product = self._product_by_differences(theta, scaled, x_spt, y_spt, draws[step])
+                    product_of = self._differences_at(theta, x_spt, y_spt, draws[step])
                 else:
-                    product = exact_product(gradient, theta, scaled)
-                backward = [v - p for v, p in zip(vector, product)]
+                    product_of = functools.partial(exact_product, gradient, theta)
+                backward = back_through_step(vector, product_of, self._rates(step))
             if self.inner_rates is not None:
-                by_rate = [
-                    (v * g.detach()).sum() * adapts for v, g, adapts in zip(vector, gradient, self._adapts)
-                ]
+                moves = self._moves()
+                by_rate = [(v * g.detach()).sum() * moved for v, g, moved in zip(vector, gradient, moves)]
                 rate_gradients.insert(0, -paddle.stack(by_rate))
             vector = backward
             if step_weights[step]:
@@ -367,12 +376,17 @@ class MetaLearner(Learner):
 
         return gradient_of
 
-    def _product_by_differences(self, theta, vectors, x_spt, y_spt, draws):
-        """The Hessian of the support loss times vectors, computed in float64 where the network can."""
+    def _differences_at(self, theta, x_spt, y_spt, draws):
+        """The Hessian of the support loss times vectors, as a function of them; computed in float64 where the
+        network can."""
         gradient_of = self._gradient_of(x_spt, y_spt, draws)
         point = precise(gradient_of, theta)
-        product = hessian_by_differences(gradient_of, point, [v.astype(point[0].dtype) for v in vectors])
-        return [h.astype(p.dtype) for h, p in zip(product, theta)]
+
+        def product_of(vectors):
+            product = hessian_by_differences(gradient_of, point, [v.astype(point[0].dtype) for v in vectors])
+            return [h.astype(p.dtype) for h, p in zip(product, theta)]
+
+        return product_of
 
     def _hold_against_differences(self, x_spt, y_spt):
         """ValueError, naming the layer at fault, unless a Hessian-vector product of one task is right."""

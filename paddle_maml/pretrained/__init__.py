@@ -20,7 +20,7 @@ from ..report.tables import json_file
 __all__ = ["add", "look_up", "names"]
 
 
-def add(run_folder, name):
+def add(run_folder: str, name: str) -> Path:
     """Put the best weights of a finished run here, with a card made from its report; returns their path.
 
     Raises:

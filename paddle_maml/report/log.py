@@ -52,7 +52,9 @@ class Progress:
         self._began, self._shown = time.monotonic(), 0.0
         self._open_line = False
 
-    def update(self, iteration, loss, accuracy, episodes_per_second, score_name="accuracy"):
+    def update(
+        self, iteration: int, loss: float, accuracy: float, episodes_per_second: float, score_name="accuracy"
+    ) -> None:
         """Show the state after a meta-iteration; most calls print nothing."""
         now = time.monotonic()
         if now - self._shown < self._pause and iteration < self._total:
@@ -73,7 +75,7 @@ class Progress:
         self._write("\r\033[K" + text[: shutil.get_terminal_size().columns - 1])
         self._open_line = True
 
-    def note(self, text):
+    def note(self, text: str) -> None:
         """Print a line of its own."""
         self.close()
         self._write(text + "\n")
@@ -145,7 +147,7 @@ class Metrics:
             self._writer.close()
 
 
-def metrics_file(rows):
+def metrics_file(rows: list[dict]) -> bytes:
     """The bytes of a metrics.csv with rows as `read_metrics` returns them."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, COLUMNS)
@@ -154,7 +156,7 @@ def metrics_file(rows):
     return text.getvalue().encode()
 
 
-def read_metrics(path):
+def read_metrics(path: str) -> list[dict]:
     """The rows of a metrics.csv as dicts of strings; what a killed process or machine wrote of its last row
     is left out.
 

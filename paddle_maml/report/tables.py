@@ -14,27 +14,27 @@ ROTATED, ONE_ALPHABET = "classes turned at random, as Finn et al. test", "classe
 NO_MISTAKE = "no query image was taken for another class"
 
 
-def json_file(report):
+def json_file(report: dict) -> bytes:
     """The bytes of a JSON file that holds a dict of plain values."""
     return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
 
 
-def write_json(path, report):
+def write_json(path: str, report: dict) -> None:
     """Write a dict of plain values as JSON, whole or not at all."""
     write_whole(path, json_file(report))
 
 
-def score_key(result):
+def score_key(result: dict) -> str:
     """Under which key the result of `evaluate` has its score."""
     return "score" if "score_name" in result else "accuracy"
 
 
-def score_text(result, value):
+def score_text(result: dict, value: float) -> str:
     """A score of the result of `evaluate`, or an interval: accuracies in per cent."""
     return f"{value:.4f}" if "score_name" in result else f"{value:.2%}"
 
 
-def evaluation_table(result):
+def evaluation_table(result: dict) -> str:
     """The result of `evaluate` as lines of text: the score after each inner step, and the final mean with its
     interval."""
     key, name = score_key(result), result.get("score_name", "accuracy")
@@ -54,7 +54,7 @@ def evaluation_table(result):
     return "\n".join(lines + (["Note: " + result["note"]] if "note" in result else []))
 
 
-def analysis_table(analysis):
+def analysis_table(analysis: dict) -> str:
     """The analysis as lines of text."""
     lines = [
         f"{analysis['n_way']}-way {analysis['k_shot']}-shot, {analysis['k_query']} query images a class, "
@@ -80,12 +80,12 @@ def analysis_table(analysis):
     return "\n".join(lines)
 
 
-def confusion(pair):
+def confusion(pair: dict) -> str:
     """A pair of classes of an analysis, as a sentence."""
     return f"{pair['class']} was taken for {pair['taken_for']}, {pair['times']} of {pair['of']} times"
 
 
-def results_table(runs):
+def results_table(runs: list[tuple]) -> str:
     """The reports of runs as a Markdown table, and a line for each group of runs that differ in their seeds
     alone: the mean of their accuracies, and the spread, which is the sample standard deviation.
 
