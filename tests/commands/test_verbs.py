@@ -29,6 +29,7 @@ def test_mistakes_are_one_sentence(capfd, arguments, sentence):
     assert errors.startswith("error: ") and errors.count("\n") == 1 and sentence in errors
 
 
+@pytest.mark.slow
 def test_data_prints_the_digests(omniglot, capfd):
     assert cli.main(["data"]) == 0
     assert capfd.readouterr().out.count("(as published)") == 2
