@@ -49,7 +49,10 @@ def test_meta_gradient_equals_golden(float64, order, steps, chunk):
     assert_equal_gradients(gradients, [golden[f"order{order}_steps{steps}_{i:02d}"] for i in range(18)])
 
 
-@pytest.mark.parametrize("order, steps", reference.CASES)
+@pytest.mark.parametrize(
+    "order, steps",
+    [pytest.param(*case, marks=() if case == (2, 2) else pytest.mark.slow) for case in reference.CASES],
+)
 def test_meta_gradient_equals_pytorch_at_full_width(float64, order, steps):
     pytest.importorskip("torch", reason="PyTorch is not installed; the golden figures stand for it")
     params, episodes = reference.make_parameters(64), reference.make_episodes()
