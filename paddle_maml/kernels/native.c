@@ -37,7 +37,7 @@ enum { LANES = 4, COLUMNS = 2 };
 #endif
 /* A product is computed in pieces of ROWS x COLUMNS vectors, as many as the registers hold. */
 enum { FLOATS_OF_A_POINTER = sizeof(void *) / 4 };
-enum { ROWS = 6, TAPS = 9, POSITIONS = 16, CORNERS = 4, FIRST_COLUMNS = COLUMNS / 2 };
+enum { ROWS = 6, TAPS = 9, CORNERS = 4, FIRST_COLUMNS = COLUMNS / 2 };
 
 #define EPSILON 1e-5f
 
@@ -286,168 +286,279 @@ static void turn(const Shape *s, const float *w, int reverse, float *turned)
 
 /* -------------------------------------------------------------------------------- convolution, Winograd's algorithm */
 
-/* Winograd's F(2x2, 3x3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks", section 4.1) computes the
-   2x2 pixels of a tile from the 4x4 pixels x around it and the taps w as
+/* Winograd's F(n, 3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"; Toom and Cook before them) computes, along
+   one axis, the n pixels of a tile from the n + 2 pixels x around it and the taps w as
 
-       A [(G w G') * (B x B')] A',     B = 1  0 -1  0     G = 1    0    0      A = 1  1  1  0
-                                           0  1  1  0         1/2  1/2  1/2        0  1 -1 -1
-                                           0 -1  1  0         1/2 -1/2  1/2
-                                           0  1  0 -1         0    0    1
+       A' [(G w) * (B x)].
 
-   with a product over the channels at each of the 16 positions: 16 where the definition has 36.
+   It multiplies polynomials by their values at n + 1 points and infinity: rows of A and G are powers of the points, and B follows from
+   them. Here the points are 0, 1, -1, infinity, 1/2, -1/2:
 
-   The gradient by the input is such a convolution too: of the output's gradient dy with the taps in reverse order and their
-   matrices turned. Its own gradient by those taps, along x, is the gradient by the taps that is wanted, so that what was made of dy
-   serves twice: at each position it is the product of A' x A, of the tile's own pixels, with B dy B'. */
+       B = 1  0 -5  0  4  0    G = 1    0    0      A = 1  0    0    0      and for n = 2, B = 1  0 -1  0   A = 1  0
+           0 -1 -1  4  4  0        1/6  1/6  1/6        1  1    1    1                         0  3  3  0       1  1
+           0  1 -1 -4  4  0        1/6 -1/6  1/6        1 -1    1   -1                         0 -3  3  0       1 -1
+           0  1  0 -5  0  4        0    0    1/4        0  0    0    1                         0  1  0 -1       0 -1
+           0 -1 -2  1  2  0       -4/3 -2/3 -1/3        1  1/2  1/4  1/8
+           0  1 -2 -1  2  0       -4/3  2/3 -1/3        1 -1/2  1/4 -1/8                (4 on the last row of G w)
 
-enum { TILES = 36 }; /* that are computed together: what is made of them stays in the cache */
+   so that tiles of two pixels use the first four rows of the same G w. Of a map's height, and of its width, fours are taken as tiles and
+   what is left over as a tile of two (or of four if it is three). On two axes a 4x4 tile has a product over the channels at each of 36
+   positions, where the definition has 144. The rounding is some five times that of the definition.
 
-INLINE long tile_rows(const Shape *s) { return (s->height + 1) / 2; }
-INLINE long tile_columns(const Shape *s) { return (s->width + 1) / 2; }
-INLINE long tiles_of(const Shape *s) { return s->images * tile_rows(s) * tile_columns(s); }
+   The gradient by the input is such a convolution too: of the output's gradient dy with the taps in reverse order and their matrices
+   turned. Its own gradient by those taps, along x, is the gradient by the taps that is wanted, so that what was made of dy serves twice:
+   at each position it is the product of A x A', of the tile's own pixels, with B dy B'. */
 
-/* Whether that is faster: counted in products of a row with a matrix, with what transforming weights and tiles costs. */
+enum { POINTS = 6, POSITIONS = POINTS * POINTS };
+enum { TILES = 48 }; /* that are computed together */
+
+/* Tiles of one size: `down` x `across` of them in each image, the first at pixel (top, left). */
+typedef struct {
+    int rows, columns; /* 2 or 4 pixels */
+    long top, left, down, across;
+} Tiles;
+
+INLINE long fours_of(long size) { return size / 4 + (size % 4 == 3); }
+INLINE long twos_of(long size) { return size % 4 == 1 || size % 4 == 2; }
+
+/* Up to four sizes. Returns how many there are. */
+static int tiles_of(const Shape *s, Tiles *tiles)
+{
+    long down[2] = {fours_of(s->height), twos_of(s->height)}, across[2] = {fours_of(s->width), twos_of(s->width)};
+    int count = 0;
+    for (int i = 0; i < 2; i++)
+        for (int j = 0; j < 2; j++)
+            if (down[i] && across[j])
+                tiles[count++] = (Tiles){i ? 2 : 4, j ? 2 : 4, i * 4 * down[0], j * 4 * across[0], down[i], across[j]};
+    return count;
+}
+
+/* Whether that is faster: counted in products of a row with a matrix, with what transforming tiles and weights costs. */
 static int use_winograd(const Shape *s)
 {
     long direct = s->images * (3 * s->height - 2) * (3 * s->width - 2);
-    return s->stride == 1 && POSITIONS * tiles_of(s) * 23 / 20 + 50 < direct;
+    long positions = (6 * fours_of(s->height) + 4 * twos_of(s->height)) * (6 * fours_of(s->width) + 4 * twos_of(s->width));
+    return s->stride == 1 && s->images * positions * 5 / 4 + 100 < direct;
 }
 
-/* 4 numbers at a time, along one axis. */
-INLINE void times_b(vec *x, int step)
+/* How many images fill a block of tiles of the largest size. */
+INLINE long images_together(const Tiles *tiles) { return most(1, TILES / (tiles->down * tiles->across)); }
+
+/* B, along one axis, in place. */
+INLINE void times_b(const int n, vec *x, const int step)
 {
     vec x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
-    x[0] = x0 - x2, x[step] = x1 + x2, x[2 * step] = x2 - x1, x[3 * step] = x1 - x3;
+    if (n == 2) {
+        x[0] = x0 - x2, x[step] = splat(3) * (x1 + x2), x[2 * step] = splat(3) * (x2 - x1), x[3 * step] = splat(4) * (x1 - x3);
+        return;
+    }
+    vec x4 = x[4 * step], x5 = x[5 * step];
+    vec odd = splat(4) * x3 - x1, even = splat(4) * x4 - x2, odd_2 = x3 - x1, even_2 = splat(2) * (x4 - x2);
+    x[0] = splat(4) * x4 - splat(5) * x2 + x0, x[step] = even + odd, x[2 * step] = even - odd;
+    x[3 * step] = splat(4) * x5 - splat(5) * x3 + x1, x[4 * step] = even_2 + odd_2, x[5 * step] = even_2 - odd_2;
 }
 
-/* The pixels `size` x `size` of a tile, the first at (2 i + shift, 2 j + shift); those outside the map are at `zeros`. */
-INLINE void pixels_of(const Shape *s, const float *map, long channels, long tile, int size, int shift,
-                      const float *zeros, const float **pixels)
+/* A' along one axis: n + 2 values to n. */
+INLINE void times_a_turned(const int n, const vec *m, const int step, vec *y, const int y_step)
 {
-    long image = tile / (tile_rows(s) * tile_columns(s)), rest = tile % (tile_rows(s) * tile_columns(s));
-    long row = rest / tile_columns(s) * 2 + shift, column = rest % tile_columns(s) * 2 + shift;
-    for (int i = 0; i < size; i++)
-        for (int j = 0; j < size; j++) {
+    vec both = m[step] + m[2 * step], between = m[step] - m[2 * step];
+    if (n == 2) {
+        y[0] = m[0] + both, y[y_step] = between - m[3 * step];
+        return;
+    }
+    vec both_2 = m[4 * step] + m[5 * step], between_2 = m[4 * step] - m[5 * step];
+    y[0] = m[0] + both + both_2, y[y_step] = between + splat(0.5f) * between_2;
+    y[2 * y_step] = both + splat(0.25f) * both_2, y[3 * y_step] = between + splat(0.125f) * between_2 + m[3 * step];
+}
+
+/* A along one axis: n values to n + 2. */
+INLINE void times_a(const int n, const vec *y, const int step, vec *m, const int m_step)
+{
+    vec y0 = y[0], y1 = y[step];
+    if (n == 2) {
+        m[0] = y0, m[m_step] = y0 + y1, m[2 * m_step] = y0 - y1, m[3 * m_step] = -y1;
+        return;
+    }
+    vec y2 = y[2 * step], y3 = y[3 * step], even = y0 + y2, odd = y1 + y3;
+    vec even_2 = y0 + splat(0.25f) * y2, odd_2 = splat(0.5f) * y1 + splat(0.125f) * y3;
+    m[0] = y0, m[m_step] = even + odd, m[2 * m_step] = even - odd;
+    m[3 * m_step] = y3, m[4 * m_step] = even_2 + odd_2, m[5 * m_step] = even_2 - odd_2;
+}
+
+/* The rows x columns pixels from `shift` above and left of the tile's first on; those outside the map are at `zeros`. */
+INLINE void pixels_of(const Shape *s, const Tiles *t, const float *map, long channels, long tile, const int rows, const int columns,
+                      int shift, const float *zeros, const float **pixels)
+{
+    long image = tile / (t->down * t->across), rest = tile % (t->down * t->across);
+    long row = t->top + rest / t->across * t->rows - shift, column = t->left + rest % t->across * t->columns - shift;
+    for (int i = 0; i < rows; i++)
+        for (int j = 0; j < columns; j++) {
             int inside = row + i >= 0 && row + i < s->height && column + j >= 0 && column + j < s->width;
-            pixels[i * size + j] = inside ? map + ((image * s->height + row + i) * s->width + column + j) * channels : zeros;
+            pixels[i * columns + j] = inside ? map + ((image * s->height + row + i) * s->width + column + j) * channels : zeros;
         }
 }
 
-/* B x B' of tiles `first` to `last`: (positions, TILES, channels). */
-static void spread_around(const Shape *s, const float *map, long channels, long first, long last, const float *zeros, float *out)
+/* For each tile from `first` to `last` something of its pixels: the functions are compiled for each size of a tile. */
+typedef struct {
+    const Shape *s;
+    const Tiles *tiles;
+    long channels, first, last;
+    float *outside; /* channels zeros where pixels are read, what need not be kept where they are written */
+} Block;
+
+/* out[position][tile][:] = B x B' */
+INLINE void spread_around(const int rows, const int columns, const Block *b, const float *map, float *out)
 {
     const float *pixels[POSITIONS];
-    for (long tile = first; tile < last; tile++, out += channels) {
-        pixels_of(s, map, channels, tile, 4, -1, zeros, pixels);
+    const long channels = b->channels, apart = TILES * channels;
+    for (long tile = b->first; tile < b->last; tile++, out += channels) {
+        pixels_of(b->s, b->tiles, map, channels, tile, rows + 2, columns + 2, 1, b->outside, pixels);
         for (long c = 0; c < channels; c += LANES) {
             vec x[POSITIONS];
-            UNROLL for (int i = 0; i < POSITIONS; i++)
-                x[i] = load(pixels[i] + c);
-            UNROLL for (int i = 0; i < 4; i++)
-                times_b(x + i, 4);
-            UNROLL for (int i = 0; i < 4; i++)
-                times_b(x + 4 * i, 1);
-            UNROLL for (int i = 0; i < POSITIONS; i++)
-                store(out + i * TILES * channels + c, x[i]);
-        }
-    }
-}
-
-/* A' x A of the tiles' own pixels: (positions, TILES, channels). */
-static void spread_own(const Shape *s, const float *map, long channels, long first, long last, const float *zeros, float *out)
-{
-    const float *pixels[CORNERS];
-    for (long tile = first; tile < last; tile++, out += channels) {
-        pixels_of(s, map, channels, tile, 2, 0, zeros, pixels);
-        for (long c = 0; c < channels; c += LANES) {
-            vec x0 = load(pixels[0] + c), x1 = load(pixels[1] + c), x2 = load(pixels[2] + c), x3 = load(pixels[3] + c);
-            vec half[4][2] = {{x0, x1}, {x0 + x2, x1 + x3}, {x0 - x2, x1 - x3}, {-x2, -x3}};
-            UNROLL for (int i = 0; i < 4; i++) {
-                float *to = out + 4 * i * TILES * channels + c;
-                store(to, half[i][0]);
-                store(to + TILES * channels, half[i][0] + half[i][1]);
-                store(to + 2 * TILES * channels, half[i][0] - half[i][1]);
-                store(to + 3 * TILES * channels, -half[i][1]);
+            UNROLL for (int j = 0; j < columns + 2; j++) {
+                UNROLL for (int i = 0; i < rows + 2; i++)
+                    x[i * POINTS + j] = load(pixels[i * (columns + 2) + j] + c);
+                times_b(rows, x + j, POINTS);
+            }
+            UNROLL for (int i = 0; i < rows + 2; i++) {
+                times_b(columns, x + i * POINTS, 1);
+                UNROLL for (int j = 0; j < columns + 2; j++)
+                    store(out + (i * (columns + 2) + j) * apart + c, x[i * POINTS + j]);
             }
         }
     }
 }
 
-/* A m A', the pixels of the tiles. */
-static void gather(const Shape *s, const float *m, long channels, long first, long last, float *outside, float *map)
+/* out[position][tile][:] = A x A' */
+INLINE void spread_own(const int rows, const int columns, const Block *b, const float *map, float *out)
 {
-    const float *pixels[CORNERS];
-    for (long tile = first; tile < last; tile++, m += channels) {
-        pixels_of(s, map, channels, tile, 2, 0, outside, pixels);
+    const float *pixels[4 * 4];
+    const long channels = b->channels, apart = TILES * channels;
+    for (long tile = b->first; tile < b->last; tile++, out += channels) {
+        pixels_of(b->s, b->tiles, map, channels, tile, rows, columns, 0, b->outside, pixels);
         for (long c = 0; c < channels; c += LANES) {
-            vec half[2][4];
-            UNROLL for (int j = 0; j < 4; j++) {
-                const float *from = m + j * TILES * channels + c;
-                vec m0 = load(from), m1 = load(from + 4 * TILES * channels);
-                vec m2 = load(from + 8 * TILES * channels), m3 = load(from + 12 * TILES * channels);
-                half[0][j] = m0 + m1 + m2, half[1][j] = m1 - m2 - m3;
+            vec half[POINTS * 4];
+            UNROLL for (int j = 0; j < columns; j++) {
+                vec x[4];
+                UNROLL for (int i = 0; i < rows; i++)
+                    x[i] = load(pixels[i * columns + j] + c);
+                times_a(rows, x, 1, half + j, 4);
             }
-            UNROLL for (int i = 0; i < 2; i++) {
-                store((float *)pixels[2 * i] + c, half[i][0] + half[i][1] + half[i][2]);
-                store((float *)pixels[2 * i + 1] + c, half[i][1] - half[i][2] - half[i][3]);
+            UNROLL for (int i = 0; i < rows + 2; i++) {
+                vec m[POINTS];
+                times_a(columns, half + 4 * i, 1, m, 1);
+                UNROLL for (int j = 0; j < columns + 2; j++)
+                    store(out + (i * (columns + 2) + j) * apart + c, m[j]);
             }
         }
     }
 }
+
+/* A' m A, which are the pixels of the map. */
+INLINE void gather(const int rows, const int columns, const Block *b, const float *m, float *map)
+{
+    const float *pixels[4 * 4];
+    const long channels = b->channels, apart = TILES * channels;
+    for (long tile = b->first; tile < b->last; tile++, m += channels) {
+        pixels_of(b->s, b->tiles, map, channels, tile, rows, columns, 0, b->outside, pixels);
+        for (long c = 0; c < channels; c += LANES) {
+            vec half[4 * POINTS];
+            UNROLL for (int j = 0; j < columns + 2; j++) {
+                vec values[POINTS];
+                UNROLL for (int i = 0; i < rows + 2; i++)
+                    values[i] = load(m + (i * (columns + 2) + j) * apart + c);
+                times_a_turned(rows, values, 1, half + j, POINTS);
+            }
+            UNROLL for (int i = 0; i < rows; i++) {
+                vec y[4];
+                times_a_turned(columns, half + i * POINTS, 1, y, 1);
+                UNROLL for (int j = 0; j < columns; j++)
+                    store((float *)pixels[i * columns + j] + c, y[j]);
+            }
+        }
+    }
+}
+
+#define BY_SIZE(function, block, ...) \
+    do { \
+        if ((block)->tiles->rows == 4 && (block)->tiles->columns == 4) \
+            function(4, 4, block, __VA_ARGS__); \
+        else if ((block)->tiles->rows == 4) \
+            function(4, 2, block, __VA_ARGS__); \
+        else if ((block)->tiles->columns == 4) \
+            function(2, 4, block, __VA_ARGS__); \
+        else \
+            function(2, 2, block, __VA_ARGS__); \
+    } while (0)
+
+/* Where the position that a size of tiles counts as the p-th is among all. */
+INLINE int position_of(const Tiles *t, int p) { return p / (t->columns + 2) * POINTS + p % (t->columns + 2); }
 
 /* G w G': (positions, n), of n numbers for each tap. */
 static void transform_weight(const float *w, long n, float *out)
 {
-    const vec one_half = splat(0.5f);
     for (long c = 0; c < n; c += LANES) {
-        vec half[4][3];
+        vec half[POINTS][3];
         UNROLL for (int j = 0; j < 3; j++) {
             vec w0 = load(w + j * n + c), w1 = load(w + (3 + j) * n + c), w2 = load(w + (6 + j) * n + c);
-            half[0][j] = w0, half[1][j] = (w0 + w2 + w1) * one_half, half[2][j] = (w0 + w2 - w1) * one_half, half[3][j] = w2;
+            vec outer = (w0 + w2) * splat(1.0f / 6), inner = w1 * splat(1.0f / 6);
+            vec outer_2 = w0 * splat(-4.0f / 3) - w2 * splat(1.0f / 3), inner_2 = w1 * splat(2.0f / 3);
+            half[0][j] = w0, half[1][j] = outer + inner, half[2][j] = outer - inner;
+            half[3][j] = w2 * splat(0.25f), half[4][j] = outer_2 - inner_2, half[5][j] = outer_2 + inner_2;
         }
-        UNROLL for (int i = 0; i < 4; i++) {
-            float *to = out + 4 * i * n + c;
-            vec outer = half[i][0] + half[i][2];
-            store(to, half[i][0]);
-            store(to + n, (outer + half[i][1]) * one_half);
-            store(to + 2 * n, (outer - half[i][1]) * one_half);
-            store(to + 3 * n, half[i][2]);
+        UNROLL for (int i = 0; i < POINTS; i++) {
+            float *to = out + POINTS * i * n + c;
+            vec w0 = half[i][0], w1 = half[i][1], w2 = half[i][2];
+            vec outer = (w0 + w2) * splat(1.0f / 6), inner = w1 * splat(1.0f / 6);
+            vec outer_2 = w0 * splat(-4.0f / 3) - w2 * splat(1.0f / 3), inner_2 = w1 * splat(2.0f / 3);
+            store(to, w0), store(to + n, outer + inner), store(to + 2 * n, outer - inner);
+            store(to + 3 * n, w2 * splat(0.25f)), store(to + 4 * n, outer_2 - inner_2), store(to + 5 * n, outer_2 + inner_2);
         }
     }
+}
+
+/* G' along one axis: six values to three. */
+INLINE void times_g_turned(const vec *u, vec *w)
+{
+    vec both = u[1] + u[2], both_2 = u[4] + u[5];
+    w[0] = u[0] + both * splat(1.0f / 6) - both_2 * splat(4.0f / 3);
+    w[1] = (u[1] - u[2]) * splat(1.0f / 6) + (u[5] - u[4]) * splat(2.0f / 3);
+    w[2] = both * splat(1.0f / 6) - both_2 * splat(1.0f / 3) + u[3] * splat(0.25f);
 }
 
 /* G' u G, the transpose of that, with the taps in reverse order. */
 static void transpose_transform_weight(const float *u, long n, float *out)
 {
-    const vec one_half = splat(0.5f);
     for (long c = 0; c < n; c += LANES) {
-        vec half[3][4];
-        UNROLL for (int j = 0; j < 4; j++) {
-            vec u0 = load(u + j * n + c), u1 = load(u + (4 + j) * n + c);
-            vec u2 = load(u + (8 + j) * n + c), u3 = load(u + (12 + j) * n + c), both = (u1 + u2) * one_half;
-            half[0][j] = u0 + both, half[1][j] = (u1 - u2) * one_half, half[2][j] = u3 + both;
+        vec half[POINTS][3], w[POINTS];
+        UNROLL for (int i = 0; i < POINTS; i++) {
+            UNROLL for (int j = 0; j < POINTS; j++)
+                w[j] = load(u + (POINTS * i + j) * n + c);
+            times_g_turned(w, half[i]);
         }
-        UNROLL for (int i = 0; i < 3; i++) {
-            float *to = out + (6 - 3 * i) * n + c;
-            vec both = (half[i][1] + half[i][2]) * one_half;
-            store(to + 2 * n, half[i][0] + both);
-            store(to + n, (half[i][1] - half[i][2]) * one_half);
-            store(to, half[i][3] + both);
+        UNROLL for (int j = 0; j < 3; j++) {
+            vec taps[3];
+            UNROLL for (int i = 0; i < POINTS; i++)
+                w[i] = half[i][j];
+            times_g_turned(w, taps);
+            UNROLL for (int i = 0; i < 3; i++)
+                store(out + (TAPS - 1 - 3 * i - j) * n + c, taps[i]);
         }
     }
 }
 
-/* Products of the tiles at all positions. */
-static void multiply_tiles(long tiles, int factors, float *const *spread, float *const *u, long channels, long depth, float *out)
+/* Products of a block's tiles at all positions. */
+static void multiply_tiles(const Block *b, int factors, float *const *spread, float *const *u, long channels, long depth, float *out)
 {
-    for (int position = 0; position < POSITIONS; position++) {
-        const float *a[2], *b[2];
+    int positions = (b->tiles->rows + 2) * (b->tiles->columns + 2);
+    for (int position = 0; position < positions; position++) {
+        const float *left[2], *right[2];
         for (int factor = 0; factor < factors; factor++) {
-            a[factor] = spread[factor] + position * TILES * channels;
-            b[factor] = u[factor] + position * channels * depth;
+            left[factor] = spread[factor] + position * TILES * channels;
+            right[factor] = u[factor] + position_of(b->tiles, position) * channels * depth;
         }
-        Product p = {a, b, factors, channels, channels, 1, depth, out + position * TILES * depth, depth, 0};
-        multiply(&p, tiles, depth);
+        Product p = {left, right, factors, channels, channels, 1, depth, out + position * TILES * depth, depth, 0};
+        multiply(&p, b->last - b->first, depth);
     }
 }
 
@@ -502,6 +613,8 @@ static void convolve_task(const void *arguments, long task, float *scratch)
     }
     if (use_winograd(s)) {
         float *u[2], *spread[2], *products = next;
+        Tiles tiles[4];
+        int sizes = tiles_of(s, tiles);
         next += POSITIONS * TILES * s->depth;
         for (int factor = 0; factor < job->factors; factor++) {
             u[factor] = next;
@@ -510,15 +623,23 @@ static void convolve_task(const void *arguments, long task, float *scratch)
             next += POSITIONS * TILES * s->channels;
             transform_weight(w[factor], s->channels * s->depth, u[factor]);
         }
-        long tiles = tiles_of(s), of_image = tiles / s->images, parts = (tiles + TILES - 1) / TILES;
-        for (long part = 0; part < parts; part++) {
-            long first = tiles * part / parts, last = tiles * (part + 1) / parts;
-            for (int factor = 0; factor < job->factors; factor++)
-                spread_around(s, x[factor], s->channels, first, last, zeros, spread[factor]);
-            multiply_tiles(last - first, job->factors, spread, u, s->channels, s->depth, products);
-            gather(s, products, s->depth, first, last, outside, y);
-            for (; job->mean && seen < last / of_image; seen++) /* images that are complete, while they are in the cache */
-                take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
+        while (seen < s->images) {
+            long images = least(images_together(tiles), s->images - seen);
+            for (int size = 0; size < sizes; size++) {
+                long each = tiles[size].down * tiles[size].across, count = images * each, parts = (count + TILES - 1) / TILES;
+                for (long part = 0; part < parts; part++) {
+                    long first = seen * each + count * part / parts, last = seen * each + count * (part + 1) / parts;
+                    Block from = {s, &tiles[size], s->channels, first, last, zeros};
+                    Block to = {s, &tiles[size], s->depth, first, last, outside};
+                    for (int factor = 0; factor < job->factors; factor++)
+                        BY_SIZE(spread_around, &from, x[factor], spread[factor]);
+                    multiply_tiles(&from, job->factors, spread, u, s->channels, s->depth, products);
+                    BY_SIZE(gather, &to, products, y);
+                }
+            }
+            for (long end = seen + images; seen < end; seen++) /* while they are in the cache */
+                if (job->mean)
+                    take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
         }
     } else {
         direct_forward(s, x, w, job->factors, y);
@@ -573,21 +694,32 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
         transform_weight(turned, size, u);
     if (dw)
         memset(du, 0, sizeof(float) * (size_t)(POSITIONS * size));
-    long tiles = tiles_of(s), parts = (tiles + TILES - 1) / TILES;
-    for (long part = 0; part < parts; part++) {
-        long first = tiles * part / parts, last = tiles * (part + 1) / parts;
-        spread_around(s, dy, s->depth, first, last, zeros, spread);
-        if (dx) {
-            multiply_tiles(last - first, 1, &spread, &u, s->depth, s->channels, other);
-            gather(s, other, s->channels, first, last, outside, dx);
-        }
-        if (!dw)
-            continue;
-        spread_own(s, x, s->channels, first, last, zeros, other);
-        for (int position = 0; position < POSITIONS; position++) {
-            const float *a = other + position * TILES * s->channels, *b = spread + position * TILES * s->depth;
-            Product p = {&a, &b, 1, last - first, 1, s->channels, s->depth, du + position * size, s->depth, 1};
-            multiply(&p, s->channels, s->depth);
+    Tiles tiles[4];
+    int sizes = tiles_of(s, tiles);
+    for (long seen = 0, images; seen < s->images; seen += images) {
+        images = least(images_together(tiles), s->images - seen);
+        for (int size = 0; size < sizes; size++) {
+            long each = tiles[size].down * tiles[size].across, count = images * each, parts = (count + TILES - 1) / TILES;
+            for (long part = 0; part < parts; part++) {
+                long first = seen * each + count * part / parts, last = seen * each + count * (part + 1) / parts;
+                Block from = {s, &tiles[size], s->depth, first, last, zeros};
+                BY_SIZE(spread_around, &from, dy, spread);
+                if (dx) {
+                    Block to = {s, &tiles[size], s->channels, first, last, outside};
+                    multiply_tiles(&from, 1, &spread, &u, s->depth, s->channels, other);
+                    BY_SIZE(gather, &to, other, dx);
+                }
+                if (!dw)
+                    continue;
+                Block own = {s, &tiles[size], s->channels, first, last, zeros};
+                BY_SIZE(spread_own, &own, x, other);
+                for (int position = 0; position < (tiles[size].rows + 2) * (tiles[size].columns + 2); position++) {
+                    const float *a = other + position * TILES * s->channels, *b = spread + position * TILES * s->depth;
+                    float *sum = du + position_of(&tiles[size], position) * s->channels * s->depth;
+                    Product p = {&a, &b, 1, last - first, 1, s->channels, s->depth, sum, s->depth, 1};
+                    multiply(&p, s->channels, s->depth);
+                }
+            }
         }
     }
     if (dw)
