@@ -312,6 +312,11 @@ static void turn(const Shape *s, const float *w, int reverse, float *turned)
 enum { POINTS = 6, POSITIONS = POINTS * POINTS };
 enum { TILES = 48 }; /* that are computed together */
 
+/* What belongs to one position, of tiles or of weights, is so far from that of the next: not by a power of two, because the cache would
+   have the same place for all of them. */
+INLINE long tiles_apart(long channels) { return TILES * channels + 16; }
+INLINE long weights_apart(long size) { return size + 16; }
+
 /* Tiles of one size: `down` x `across` of them in each image, the first at pixel (top, left). */
 typedef struct {
     int rows, columns; /* 2 or 4 pixels */
@@ -410,7 +415,7 @@ typedef struct {
 INLINE void spread_around(const int rows, const int columns, const Block *b, const float *map, float *out)
 {
     const float *pixels[POSITIONS];
-    const long channels = b->channels, apart = TILES * channels;
+    const long channels = b->channels, apart = tiles_apart(channels);
     for (long tile = b->first; tile < b->last; tile++, out += channels) {
         pixels_of(b->s, b->tiles, map, channels, tile, rows + 2, columns + 2, 1, b->outside, pixels);
         for (long c = 0; c < channels; c += LANES) {
@@ -433,7 +438,7 @@ INLINE void spread_around(const int rows, const int columns, const Block *b, con
 INLINE void spread_own(const int rows, const int columns, const Block *b, const float *map, float *out)
 {
     const float *pixels[4 * 4];
-    const long channels = b->channels, apart = TILES * channels;
+    const long channels = b->channels, apart = tiles_apart(channels);
     for (long tile = b->first; tile < b->last; tile++, out += channels) {
         pixels_of(b->s, b->tiles, map, channels, tile, rows, columns, 0, b->outside, pixels);
         for (long c = 0; c < channels; c += LANES) {
@@ -458,7 +463,7 @@ INLINE void spread_own(const int rows, const int columns, const Block *b, const 
 INLINE void gather(const int rows, const int columns, const Block *b, const float *m, float *map)
 {
     const float *pixels[4 * 4];
-    const long channels = b->channels, apart = TILES * channels;
+    const long channels = b->channels, apart = tiles_apart(channels);
     for (long tile = b->first; tile < b->last; tile++, m += channels) {
         pixels_of(b->s, b->tiles, map, channels, tile, rows, columns, 0, b->outside, pixels);
         for (long c = 0; c < channels; c += LANES) {
@@ -497,6 +502,7 @@ INLINE int position_of(const Tiles *t, int p) { return p / (t->columns + 2) * PO
 /* G w G': (positions, n), of n numbers for each tap. */
 static void transform_weight(const float *w, long n, float *out)
 {
+    const long apart = weights_apart(n);
     for (long c = 0; c < n; c += LANES) {
         vec half[POINTS][3];
         UNROLL for (int j = 0; j < 3; j++) {
@@ -507,12 +513,13 @@ static void transform_weight(const float *w, long n, float *out)
             half[3][j] = w2 * splat(0.25f), half[4][j] = outer_2 - inner_2, half[5][j] = outer_2 + inner_2;
         }
         UNROLL for (int i = 0; i < POINTS; i++) {
-            float *to = out + POINTS * i * n + c;
+            float *to = out + POINTS * i * apart + c;
             vec w0 = half[i][0], w1 = half[i][1], w2 = half[i][2];
             vec outer = (w0 + w2) * splat(1.0f / 6), inner = w1 * splat(1.0f / 6);
             vec outer_2 = w0 * splat(-4.0f / 3) - w2 * splat(1.0f / 3), inner_2 = w1 * splat(2.0f / 3);
-            store(to, w0), store(to + n, outer + inner), store(to + 2 * n, outer - inner);
-            store(to + 3 * n, w2 * splat(0.25f)), store(to + 4 * n, outer_2 - inner_2), store(to + 5 * n, outer_2 + inner_2);
+            store(to, w0), store(to + apart, outer + inner), store(to + 2 * apart, outer - inner);
+            store(to + 3 * apart, w2 * splat(0.25f)), store(to + 4 * apart, outer_2 - inner_2);
+            store(to + 5 * apart, outer_2 + inner_2);
         }
     }
 }
@@ -533,7 +540,7 @@ static void transpose_transform_weight(const float *u, long n, float *out)
         vec half[POINTS][3], w[POINTS];
         UNROLL for (int i = 0; i < POINTS; i++) {
             UNROLL for (int j = 0; j < POINTS; j++)
-                w[j] = load(u + (POINTS * i + j) * n + c);
+                w[j] = load(u + (POINTS * i + j) * weights_apart(n) + c);
             times_g_turned(w, half[i]);
         }
         UNROLL for (int j = 0; j < 3; j++) {
@@ -554,10 +561,10 @@ static void multiply_tiles(const Block *b, int factors, float *const *spread, fl
     for (int position = 0; position < positions; position++) {
         const float *left[2], *right[2];
         for (int factor = 0; factor < factors; factor++) {
-            left[factor] = spread[factor] + position * TILES * channels;
-            right[factor] = u[factor] + position_of(b->tiles, position) * channels * depth;
+            left[factor] = spread[factor] + position * tiles_apart(channels);
+            right[factor] = u[factor] + position_of(b->tiles, position) * weights_apart(channels * depth);
         }
-        Product p = {left, right, factors, channels, channels, 1, depth, out + position * TILES * depth, depth, 0};
+        Product p = {left, right, factors, channels, channels, 1, depth, out + position * tiles_apart(depth), depth, 0};
         multiply(&p, b->last - b->first, depth);
     }
 }
@@ -615,12 +622,12 @@ static void convolve_task(const void *arguments, long task, float *scratch)
         float *u[2], *spread[2], *products = next;
         Tiles tiles[4];
         int sizes = tiles_of(s, tiles);
-        next += POSITIONS * TILES * s->depth;
+        next += POSITIONS * tiles_apart(s->depth);
         for (int factor = 0; factor < job->factors; factor++) {
             u[factor] = next;
-            next += POSITIONS * s->channels * s->depth;
+            next += POSITIONS * weights_apart(s->channels * s->depth);
             spread[factor] = next;
-            next += POSITIONS * TILES * s->channels;
+            next += POSITIONS * tiles_apart(s->channels);
             transform_weight(w[factor], s->channels * s->depth, u[factor]);
         }
         while (seen < s->images) {
@@ -660,7 +667,7 @@ int convolve(const Shape *s, const float *x, const float *w, const float *x2, co
     Convolve job = {s, {x, x2}, {w, w2}, x2 ? 2 : 1, y, mean, variance};
     long floats = 4 * s->depth + s->channels + s->depth;
     if (use_winograd(s))
-        floats += POSITIONS * (TILES * s->depth + job.factors * (s->channels * s->depth + TILES * s->channels));
+        floats += POSITIONS * (tiles_apart(s->depth) + job.factors * (weights_apart(s->channels * s->depth) + tiles_apart(s->channels)));
     return each_task(s, floats, convolve_task, &job);
 }
 
@@ -689,11 +696,12 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
             direct_by_weight(s, x, dy, dw, (const float **)next);
         return;
     }
-    float *u = next, *du = u + POSITIONS * size, *spread = du + POSITIONS * size, *other = spread + POSITIONS * TILES * widest;
+    float *u = next, *du = u + POSITIONS * weights_apart(size), *spread = du + POSITIONS * weights_apart(size);
+    float *other = spread + POSITIONS * tiles_apart(widest);
     if (dx)
         transform_weight(turned, size, u);
     if (dw)
-        memset(du, 0, sizeof(float) * (size_t)(POSITIONS * size));
+        memset(du, 0, sizeof(float) * (size_t)(POSITIONS * weights_apart(size)));
     Tiles tiles[4];
     int sizes = tiles_of(s, tiles);
     for (long seen = 0, images; seen < s->images; seen += images) {
@@ -714,8 +722,8 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
                 Block own = {s, &tiles[size], s->channels, first, last, zeros};
                 BY_SIZE(spread_own, &own, x, other);
                 for (int position = 0; position < (tiles[size].rows + 2) * (tiles[size].columns + 2); position++) {
-                    const float *a = other + position * TILES * s->channels, *b = spread + position * TILES * s->depth;
-                    float *sum = du + position_of(&tiles[size], position) * s->channels * s->depth;
+                    const float *a = other + position * tiles_apart(s->channels), *b = spread + position * tiles_apart(s->depth);
+                    float *sum = du + position_of(&tiles[size], position) * weights_apart(s->channels * s->depth);
                     Product p = {&a, &b, 1, last - first, 1, s->channels, s->depth, sum, s->depth, 1};
                     multiply(&p, s->channels, s->depth);
                 }
@@ -734,7 +742,7 @@ int convolve_gradient(const Shape *s, const float *x, const float *w, const floa
     long size = s->channels * s->depth, widest = most(s->channels, s->depth);
     long floats = 2 * widest + TAPS * size;
     if (use_winograd(s))
-        floats += POSITIONS * (2 * size + 2 * TILES * widest);
+        floats += POSITIONS * 2 * (weights_apart(size) + tiles_apart(widest));
     else
         floats += 2 * out_height(s) * out_width(s) * FLOATS_OF_A_POINTER;
     return each_task(s, floats, convolve_gradient_task, &job);
