@@ -357,10 +357,11 @@ INLINE void times_b(const int n, vec *x, const int step)
         x[0] = x0 - x2, x[step] = splat(3) * (x1 + x2), x[2 * step] = splat(3) * (x2 - x1), x[3 * step] = splat(4) * (x1 - x3);
         return;
     }
-    vec x4 = x[4 * step], x5 = x[5 * step];
-    vec odd = splat(4) * x3 - x1, even = splat(4) * x4 - x2, odd_2 = x3 - x1, even_2 = splat(2) * (x4 - x2);
-    x[0] = splat(4) * x4 - splat(5) * x2 + x0, x[step] = even + odd, x[2 * step] = even - odd;
-    x[3 * step] = splat(4) * x5 - splat(5) * x3 + x1, x[4 * step] = even_2 + odd_2, x[5 * step] = even_2 - odd_2;
+    /* Differences first: of equal pixels they are exactly zero, so that equal pixels of the output stay equal. */
+    vec x4 = x[4 * step], x5 = x[5 * step], x31 = x3 - x1, x42 = x4 - x2;
+    vec odd = splat(4) * x3 - x1, even = splat(4) * x4 - x2;
+    x[0] = splat(4) * x42 + (x0 - x2), x[step] = even + odd, x[2 * step] = even - odd;
+    x[3 * step] = splat(4) * (x5 - x3) - x31, x[4 * step] = splat(2) * x42 + x31, x[5 * step] = splat(2) * x42 - x31;
 }
 
 /* A' along one axis: n + 2 values to n. */
@@ -1086,50 +1087,58 @@ typedef struct {
     float *padded, *mean, *covariance;
 } Prepare;
 
+/* Numbers under the kernel and a one, so many that they fill vectors. */
+INLINE long wide_numbers(const Shape *s) { return (numbers(s) + LANES) / LANES * LANES; }
+
 static void prepare_task(const void *arguments, long task, float *scratch)
 {
     const Prepare *job = arguments;
     const Shape *s = job->s;
-    const long count = numbers(s), wide = (count + LANES - 1) / LANES * LANES, height = out_height(s), width = out_width(s);
+    const long count = numbers(s), wide = wide_numbers(s), height = out_height(s), width = out_width(s);
     const double pixels = (double)(s->images * height * width);
     const float *from = job->images + task * in_size(s);
     float *padded = job->padded + task * padded_size(s), *mean = job->mean + task * count;
-    double *total = (double *)scratch;
-    float *part = (float *)(total + count * wide), *x = part + count * wide;
-    int32_t *at = (int32_t *)(x + wide);
+    float *covariance = job->covariance + task * count * count;
+    double *total = (double *)scratch, *centre = total + count * wide;
+    float *part = (float *)(centre + s->channels), *x = part + count * wide, *centres = x + width * wide;
+    int32_t *at = (int32_t *)(centres + count);
     distances(s, at);
     memset(padded, 0, sizeof(float) * (size_t)padded_size(s));
+    memset(centre, 0, sizeof(double) * (size_t)s->channels);
     for (long image = 0; image < s->images; image++)
         for (long c = 0; c < s->channels; c++)
             for (long i = 0; i < s->height; i++) {
-                float *to = padded + ((image * (s->height + 2) + i + 1) * padded_width(s) + 1) * s->channels + c;
+                float *to = padded + ((image * (s->height + 2) + i + 1) * padded_width(s) + 1) * s->channels + c, sum = 0;
                 for (long j = 0; j < s->width; j++)
-                    to[j * s->channels] = *from++;
+                    sum += to[j * s->channels] = *from++;
+                centre[c] += (double)sum;
             }
-    /* The mean, then the covariance of what is centred by it. */
-    memset(x, 0, sizeof(float) * (size_t)wide);
-    for (int centred = 0; centred < 2; centred++) {
-        long rows = centred ? count : 1;
-        memset(total, 0, sizeof(double) * (size_t)(rows * wide));
-        memset(part, 0, sizeof(float) * (size_t)(rows * wide));
-        for (long image = 0; image < s->images; image++) {
-            for (long i = 0; i < height; i++)
-                for (long j = 0; j < width; j++) {
-                    long row = image * (s->height + 2) + i * s->stride;
-                    const float *first = padded + (row * padded_width(s) + j * s->stride) * s->channels;
-                    for (long k = 0; k < count; k++)
-                        x[k] = first[at[k]] - (centred ? mean[k] : 0);
-                    for (long k = 0; k < rows; k++)
-                        for (long d = 0; d < wide; d += LANES)
-                            store(part + k * wide + d,
-                                  load(part + k * wide + d) + (centred ? splat(x[k]) : splat(1)) * load(x + d));
-                }
-            into_double(total, part, rows * wide);
+    /* Of the numbers less a channel's mean, which but for the border is theirs too: else their products would cancel. */
+    for (long k = 0; k < count; k++)
+        centres[k] = (float)(centre[k % s->channels] / (double)(s->images * s->height * s->width));
+    memset(total, 0, sizeof(double) * (size_t)(count * wide));
+    memset(part, 0, sizeof(float) * (size_t)(count * wide));
+    for (long j = 0; j < width; j++)
+        for (long k = count; k < wide; k++)
+            x[j * wide + k] = k == count;
+    for (long image = 0; image < s->images; image++) {
+        for (long i = 0; i < height; i++) {
+            const float *line = padded + (image * (s->height + 2) + i * s->stride) * padded_width(s) * s->channels;
+            for (long j = 0; j < width; j++, line += s->stride * s->channels)
+                for (long k = 0; k < count; k++)
+                    x[j * wide + k] = line[at[k]] - centres[k];
+            const float *a = x, *b = x;
+            Product p = {&a, &b, 1, width, 1, wide, wide, part, wide, 1};
+            multiply(&p, count, wide);
         }
-        for (long k = 0; k < rows; k++)
-            for (long d = 0; d < count; d++)
-                (centred ? job->covariance + (task * count + k) * count : mean)[d] = (float)(total[k * wide + d] / pixels);
+        into_double(total, part, count * wide);
     }
+    for (long k = 0; k < count; k++)
+        for (long d = 0; d < count; d++) {
+            double off_k = total[k * wide + count] / pixels, off_d = total[d * wide + count] / pixels;
+            covariance[k * count + d] = (float)(total[k * wide + d] / pixels - off_k * off_d);
+            mean[k] = (float)((double)centres[k] + off_k);
+        }
 }
 
 /* Images (tasks, images, channels, height, width) with a border and the channels last, (tasks, images, height + 2, width + 2,
@@ -1137,8 +1146,8 @@ static void prepare_task(const void *arguments, long task, float *scratch)
 int first_prepare(const Shape *s, const float *images, float *padded, float *mean, float *covariance)
 {
     Prepare job = {s, images, padded, mean, covariance};
-    long count = numbers(s), wide = count + LANES;
-    return each_task(s, 3 * count * wide + wide + count, prepare_task, &job);
+    long count = numbers(s), wide = wide_numbers(s);
+    return each_task(s, 3 * count * wide + 2 * s->channels + out_width(s) * wide + 2 * count, prepare_task, &job);
 }
 
 typedef struct {
@@ -1163,89 +1172,89 @@ static void times_covariance(const Shape *s, const float *covariance, const floa
     }
 }
 
-/* The four pixels that are computed together: the corners of a pooling window, or without pooling four that follow each other, the
-   last of them repeated at the end. Returns how many of them there are. */
-INLINE long four_pixels(const Shape *s, long number, const float *x, const float **at)
+/* Four pixels are computed together: the corners of a pooling window, or without pooling four that follow each other, of which the
+   last is repeated where a row ends. Either way the next window, and the next pixel of the output, is two pixels on. */
+INLINE void four_pixels(const Shape *s, const float *line, long j, long end, const float **at)
 {
-    long width = out_width(s), height = out_height(s), row = padded_width(s) * s->channels;
-    if (s->stride == 1) {
-        long i = number / (width / 2), j = number % (width / 2), image = i / (height / 2);
-        at[0] = x + (image * (s->height + 2) + 2 * (i % (height / 2))) * row + 2 * j * s->channels;
-        at[1] = at[0] + s->channels, at[2] = at[0] + row, at[3] = at[2] + s->channels;
-        return 1;
-    }
-    long pixels = s->images * height * width, given = least(CORNERS, pixels - CORNERS * number);
-    for (long q = 0; q < CORNERS; q++) {
-        long pixel = CORNERS * number + least(q, given - 1), i = pixel / width, j = pixel % width;
-        at[q] = x + (i / height * (s->height + 2) + i % height * s->stride) * row + j * s->stride * s->channels;
-    }
-    return given;
+    long row = padded_width(s) * s->channels;
+    for (int q = 0; q < CORNERS; q++)
+        at[q] = line + (s->stride == 1 ? q / 2 * row + (2 * j + q % 2) * s->channels : 2 * least(j + q, end - 1) * s->channels);
 }
 
-INLINE long fours(const Shape *s)
+typedef struct {
+    long height, width; /* of the block's output */
+    int together;       /* pixels of it that four pixels make */
+} Output;
+
+INLINE Output output_of(const Shape *s)
 {
-    long pooled = pooled_size(s) / s->depth;
-    return s->stride == 1 ? pooled : (pooled + CORNERS - 1) / CORNERS;
+    return (Output){out_height(s) / side(s), out_width(s) / side(s), s->stride == 1 ? 1 : CORNERS};
+}
+INLINE const float *line_of(const Shape *s, const float *x, long image, long i)
+{
+    return x + (image * (s->height + 2) + 2 * i) * padded_width(s) * s->channels;
 }
 
-/* out = z with the largest of each window chosen, or with `choice` given; zero where it is nowhere. */
+/* out = z of the chosen corners: with ReLU of the largest of each window, and then the choice is written; or as `given`. */
 INLINE void first_columns(const Shape *s, const int vectors, const int given, const float *x, const int32_t *at,
                           const float *w, const float *shift, float *out, uint8_t *choice, long d)
 {
-    const long count = numbers(s), depth = s->depth, number = fours(s);
-    for (long i = 0; i < number; i++) {
-        const float *pixel[CORNERS];
-        vec z[CORNERS][COLUMNS];
-        long pixels = four_pixels(s, i, x, pixel);
-        UNROLL for (int q = 0; q < CORNERS; q++)
-            UNROLL for (int v = 0; v < vectors; v++)
-                z[q][v] = load(shift + d + v * LANES);
-        for (long k = 0; k < count; k++) {
-            vec right[COLUMNS];
-            UNROLL for (int v = 0; v < vectors; v++)
-                right[v] = load(w + k * depth + d + v * LANES);
-            UNROLL for (int q = 0; q < CORNERS; q++) {
-                vec left = splat(pixel[q][at[k]]);
-                UNROLL for (int v = 0; v < vectors; v++)
-                    z[q][v] += left * right[v];
-            }
-        }
-        UNROLL for (int v = 0; v < vectors; v++) {
-            long first = (s->stride == 1 ? i : CORNERS * i) * depth + d + v * LANES;
-            if (s->stride == 1) {
-                if (given) {
-                    mask chosen = __builtin_convertvector(*(bytes *)(choice + first), mask);
-                    vec value = splat(0);
-                    UNROLL for (int q = 0; q < CORNERS; q++)
-                        value = where(chosen == q, z[q][v], value);
-                    store(out + first, value);
-                } else {
-                    vec value = z[0][v];
-                    mask chosen = {0};
-                    UNROLL for (int q = 1; q < CORNERS; q++) {
-                        mask larger = z[q][v] > value;
-                        value = where(larger, z[q][v], value);
-                        chosen = (larger & q) | (~larger & chosen);
+    const long count = numbers(s), depth = s->depth;
+    const Output o = output_of(s);
+    for (long image = 0; image < s->images; image++)
+        for (long i = 0; i < o.height; i++)
+            for (long j = 0; j < o.width; j += o.together) {
+                const float *pixel[CORNERS];
+                vec z[CORNERS][COLUMNS];
+                four_pixels(s, line_of(s, x, image, i), j, o.width, pixel);
+                UNROLL for (int q = 0; q < CORNERS; q++)
+                    UNROLL for (int v = 0; v < vectors; v++)
+                        z[q][v] = load(shift + d + v * LANES);
+                for (long k = 0; k < count; k++) {
+                    vec right[COLUMNS];
+                    UNROLL for (int v = 0; v < vectors; v++)
+                        right[v] = load(w + k * depth + d + v * LANES);
+                    UNROLL for (int q = 0; q < CORNERS; q++) {
+                        vec left = splat(pixel[q][at[k]]);
+                        UNROLL for (int v = 0; v < vectors; v++)
+                            z[q][v] += left * right[v];
                     }
-                    mask positive = value > splat(0);
-                    store(out + first, where(value < splat(0), splat(0), value)); /* NaN stays */
-                    *(bytes *)(choice + first) = __builtin_convertvector((positive & chosen) | (~positive & NOWHERE), bytes);
                 }
-            } else {
-                for (long q = 0; q < pixels; q++, first += depth) {
-                    vec value = z[q][v];
-                    if (given) {
+                UNROLL for (int v = 0; v < vectors; v++) {
+                    long first = ((image * o.height + i) * o.width + j) * depth + d + v * LANES;
+                    if (s->stride == 1 && given) {
                         mask chosen = __builtin_convertvector(*(bytes *)(choice + first), mask);
-                        store(out + first, only(chosen == 0, value));
-                    } else {
+                        vec value = splat(0);
+                        UNROLL for (int q = 0; q < CORNERS; q++)
+                            value = where(chosen == q, z[q][v], value);
+                        store(out + first, value);
+                    } else if (s->stride == 1) {
+                        vec value = z[0][v];
+                        mask chosen = {0};
+                        UNROLL for (int q = 1; q < CORNERS; q++) {
+                            mask larger = z[q][v] > value;
+                            value = where(larger, z[q][v], value);
+                            chosen = (larger & q) | (~larger & chosen);
+                        }
                         mask positive = value > splat(0);
-                        store(out + first, where(value < splat(0), splat(0), value));
-                        *(bytes *)(choice + first) = __builtin_convertvector(~positive & NOWHERE, bytes);
-                    }
+                        store(out + first, where(value < splat(0), splat(0), value)); /* NaN stays */
+                        *(bytes *)(choice + first) = __builtin_convertvector((positive & chosen) | (~positive & NOWHERE), bytes);
+                    } else
+                        UNROLL for (int q = 0; q < CORNERS; q++, first += depth) {
+                            vec value = z[q][v];
+                            if (j + q >= o.width)
+                                continue;
+                            if (given) {
+                                mask chosen = __builtin_convertvector(*(bytes *)(choice + first), mask);
+                                store(out + first, only(chosen == 0, value));
+                            } else {
+                                mask positive = value > splat(0);
+                                store(out + first, where(value < splat(0), splat(0), value));
+                                *(bytes *)(choice + first) = __builtin_convertvector(~positive & NOWHERE, bytes);
+                            }
+                        }
                 }
             }
-        }
-    }
 }
 
 static void first_map(const Shape *s, const int given, const float *x, const int32_t *at, const float *w, const float *shift,
@@ -1311,40 +1320,40 @@ int first_forward(const Shape *s, const float *x, const float *mean, const float
 INLINE void first_sums(const Shape *s, const int vectors, const float *x, const int32_t *at, const float *g,
                        const uint8_t *choice, long d, float *b, float *x_sum)
 {
-    const long depth = s->depth, number = fours(s), of_image = most(1, number / s->images);
+    const long depth = s->depth;
+    const Output o = output_of(s);
     vec total[TAPS + 1][2] = {{{0}}}, sum[TAPS + 1][2];
-    for (long start = 0; start < number; start += of_image) { /* sums of an image each, and those are added */
+    for (long image = 0; image < s->images; image++) { /* sums of an image each, and those are added */
         UNROLL for (int k = 0; k <= TAPS; k++)
             UNROLL for (int v = 0; v < vectors; v++)
                 sum[k][v] = splat(0);
-        for (long i = start; i < least(number, start + of_image); i++) {
-            const float *pixel[CORNERS];
-            long pixels = four_pixels(s, i, x, pixel);
-            vec dz[CORNERS][2];
-            UNROLL for (int v = 0; v < vectors; v++) {
-                long first = (s->stride == 1 ? i : CORNERS * i) * depth + d + v * LANES;
-                if (s->stride == 1) {
-                    mask chosen = __builtin_convertvector(*(const bytes *)(choice + first), mask);
-                    UNROLL for (int q = 0; q < CORNERS; q++)
-                        dz[q][v] = only(chosen == q, load(g + first));
-                } else
-                    UNROLL for (int q = 0; q < CORNERS; q++) {
-                        dz[q][v] = splat(0);
-                        if (q < pixels)
-                            dz[q][v] = only(__builtin_convertvector(*(const bytes *)(choice + first + q * depth), mask) == 0,
-                                            load(g + first + q * depth));
+        for (long i = 0; i < o.height; i++)
+            for (long j = 0; j < o.width; j += o.together) {
+                const float *pixel[CORNERS];
+                four_pixels(s, line_of(s, x, image, i), j, o.width, pixel);
+                UNROLL for (int q = 0; q < CORNERS; q++) {
+                    vec dz[2];
+                    UNROLL for (int v = 0; v < vectors; v++) {
+                        long from = ((image * o.height + i) * o.width + j) * depth + d + v * LANES;
+                        int corner = q;
+                        dz[v] = splat(0);
+                        if (s->stride != 1) {
+                            if (j + q >= o.width)
+                                continue;
+                            from += q * depth;
+                            corner = 0;
+                        }
+                        mask chosen = __builtin_convertvector(*(const bytes *)(choice + from), mask);
+                        dz[v] = only(chosen == corner, load(g + from));
+                        sum[TAPS][v] += dz[v];
                     }
-            }
-            UNROLL for (int q = 0; q < CORNERS; q++) {
-                UNROLL for (int v = 0; v < vectors; v++)
-                    sum[TAPS][v] += dz[q][v];
-                UNROLL for (int k = 0; k < TAPS; k++) {
-                    vec left = splat(pixel[q][at[k]]);
-                    UNROLL for (int v = 0; v < vectors; v++)
-                        sum[k][v] += left * dz[q][v];
+                    UNROLL for (int k = 0; k < TAPS; k++) {
+                        vec left = splat(pixel[q][at[k]]);
+                        UNROLL for (int v = 0; v < vectors; v++)
+                            sum[k][v] += left * dz[v];
+                    }
                 }
             }
-        }
         UNROLL for (int k = 0; k <= TAPS; k++)
             UNROLL for (int v = 0; v < vectors; v++)
                 total[k][v] += sum[k][v];

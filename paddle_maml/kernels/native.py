@@ -111,7 +111,11 @@ def _load(announce):
         _compile(compiler, source, path)
     if not _own(os.lstat(path)):
         raise _Unusable(f"{path} can be written by others")
-    library = ctypes.CDLL(path)
+    try:
+        library = ctypes.CDLL(path)
+    except OSError:  # it was damaged
+        _compile(compiler, source, path)
+        library = ctypes.CDLL(path)
     for function, count in _ARGUMENTS.items():
         getattr(library, function).argtypes = [ctypes.c_void_p] * (count + 1)
         getattr(library, function).restype = ctypes.c_int
