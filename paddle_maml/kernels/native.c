@@ -189,6 +189,7 @@ INLINE void pieces_of_rows(const Product *p, const int vectors, long rows, long 
     }
 }
 
+/* The columns are a multiple of 16. */
 static void multiply(const Product *p, long rows, long columns)
 {
     long column = 0;
@@ -763,8 +764,11 @@ INLINE Norm norm_of(const Shape *s, const Norm *all, long task)
     return (Norm){all->mean + at, all->variance + at, all->scale + at, all->shift + at};
 }
 
-/* A pooling window: h and z of its pixels, where each of them is the largest, and whether that is positive. Of equal ones the
-   first in reading order is the largest: on a flat background all are equal, and only one may have the gradient. */
+/* A pooling window: h of its pixels, the largest z, and where each pixel is the largest. Of equal ones the first in reading order is
+   the largest: on a flat background all are equal, and only one may have the gradient. Winograd's algorithm rounds equal ones
+   differently where the rest of their tiles differs, so that what is as near as that counts as equal. */
+#define EQUAL 1e-5f /* in h */
+
 typedef struct {
     vec h[CORNERS], largest;
     mask chosen[CORNERS]; /* nowhere, if the largest is not positive: ReLU */
@@ -778,10 +782,11 @@ INLINE Window look(const int corners, const float *const *y, long d, vec mean, v
         w.h[i] = (load(y[i] + d) - mean) * rstd;
         z[i] = w.h[i] * scale + shift;
     }
+    const vec nearly = (vec)((mask)scale & 0x7fffffff) * splat(EQUAL);
     w.largest = z[0];
     w.chosen[0] = ~(mask){0};
     UNROLL for (int i = 1; i < corners; i++) {
-        mask larger = z[i] > w.largest;
+        mask larger = z[i] > w.largest + nearly;
         w.largest = where(larger, z[i], w.largest);
         UNROLL for (int j = 0; j < i; j++)
             w.chosen[j] &= ~larger;
@@ -1087,8 +1092,8 @@ typedef struct {
     float *padded, *mean, *covariance;
 } Prepare;
 
-/* Numbers under the kernel and a one, so many that they fill vectors. */
-INLINE long wide_numbers(const Shape *s) { return (numbers(s) + LANES) / LANES * LANES; }
+/* Numbers under the kernel and a one, with zeros up to a multiple of 16, which `multiply` wants. */
+INLINE long wide_numbers(const Shape *s) { return (numbers(s) + 16) / 16 * 16; }
 
 static void prepare_task(const void *arguments, long task, float *scratch)
 {

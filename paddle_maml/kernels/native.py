@@ -393,6 +393,8 @@ def block(x, weight, scale, shift, pool, statistics=None, threads=None):
     tasks, images, height, width, channels = x.shape
     shape = _shape(tasks, images, height, width, channels, weight.shape[2], 1 if pool else 2, threads or cores())
     _check_shapes(shape, x, weight, scale, shift)
+    if channels % WIDTHS:
+        raise ValueError(f"x must have a multiple of {WIDTHS} channels, not {channels}")
     if statistics is not None:
         with paddle.no_grad():
             return _apply_block(x, weight, scale, shift, shape, statistics)
