@@ -270,17 +270,45 @@ static void direct_by_weight(const Shape *s, const float *x, const float *dy, fl
     }
 }
 
+/* A square of LANES x LANES numbers turned, in place: of each pair of rows the halves, quarters and so on change places. */
+INLINE void turn_square(vec *rows)
+{
+    UNROLL for (int step = 1; step < LANES; step *= 2)
+        UNROLL for (int i = 0; i < LANES; i++)
+            if (!(i & step)) {
+                vec upper = rows[i], lower = rows[i + step];
+#if defined(__clang__) || !defined(__GNUC__)
+                UNROLL for (int lane = 0; lane < LANES; lane++)
+                    if (!(lane & step)) {
+                        rows[i][lane + step] = lower[lane];
+                        rows[i + step][lane] = upper[lane + step];
+                    }
+#else
+                mask even, odd;
+                UNROLL for (int lane = 0; lane < LANES; lane++) {
+                    even[lane] = lane & step ? LANES + lane - step : lane;
+                    odd[lane] = lane & step ? LANES + lane : lane + step;
+                }
+                rows[i] = __builtin_shuffle(upper, lower, even);
+                rows[i + step] = __builtin_shuffle(upper, lower, odd);
+#endif
+            }
+}
+
 /* (taps, channels, depth) to (taps, depth, channels); for Winograd's algorithm the taps in reverse order. */
 static void turn(const Shape *s, const float *w, int reverse, float *turned)
 {
-    enum { BLOCK = 16 };
     for (int tap = 0; tap < TAPS; tap++, w += s->channels * s->depth) {
         float *to = turned + (reverse ? TAPS - 1 - tap : tap) * s->channels * s->depth;
-        for (long c = 0; c < s->channels; c += BLOCK)
-            for (long d = 0; d < s->depth; d += BLOCK)
-                for (int i = 0; i < BLOCK; i++)
-                    for (int j = 0; j < BLOCK; j++)
-                        to[(d + i) * s->channels + c + j] = w[(c + j) * s->depth + d + i];
+        for (long c = 0; c < s->channels; c += LANES)
+            for (long d = 0; d < s->depth; d += LANES) {
+                vec rows[LANES];
+                UNROLL for (int i = 0; i < LANES; i++)
+                    rows[i] = load(w + (c + i) * s->depth + d);
+                turn_square(rows);
+                UNROLL for (int i = 0; i < LANES; i++)
+                    store(to + (d + i) * s->channels + c, rows[i]);
+            }
     }
 }
 

@@ -232,14 +232,14 @@ def _call(function, shape, *tensors):
     library, reason = _loaded()
     if library is None:
         raise RuntimeError(reason)
-    if getattr(library, function)(ctypes.addressof(shape), *[None if t is None else t.data_ptr() for t in tensors]):
+    given = [None if tensor is None else _given(tensor) for tensor in tensors]
+    if getattr(library, function)(ctypes.addressof(shape), *[None if tensor is None else tensor.data_ptr() for tensor in given]):
         raise MemoryError(f"not enough memory for {function} of the native kernel")
-    return tensors
 
 
 def _given(tensor):
     """A tensor as the library takes it: without gaps."""
-    if tensor.dtype != paddle.float32 or not tensor.place.is_cpu_place():
+    if tensor.dtype not in (paddle.float32, paddle.uint8) or not tensor.place.is_cpu_place():
         raise TypeError(f"the native kernel takes float32 on the CPU, not {tensor.dtype} on {tensor.place}")
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
@@ -252,6 +252,12 @@ class _Constants:
 
     def __iter__(self):
         return iter(self._tensors)
+
+
+def _save(ctx, *inputs):
+    """Keep the tensors that backward needs, and which of them are constants."""
+    ctx.save_for_backward(*inputs)
+    ctx.constants = [tensor.stop_gradient for tensor in inputs]
 
 
 def _wanted(constants, *gradients):
@@ -278,9 +284,8 @@ class _Moments:
 class _Convolve(PyLayer):
     @staticmethod
     def forward(ctx, x, weight, shape, moments):
-        x, weight = _given(x), _given(weight)
-        ctx.save_for_backward(x, weight)
-        ctx.shape, ctx.constants = shape, [x.stop_gradient, weight.stop_gradient]
+        _save(ctx, x, weight)
+        ctx.shape = shape
         y, mean, variance = paddle.empty(shape.maps()), None, None
         if moments is not None:
             moments.value = Statistics(paddle.empty([shape.tasks, shape.depth]), paddle.empty([shape.tasks, shape.depth]))
@@ -300,17 +305,15 @@ class _ConvolveGradient(PyLayer):
 
     @staticmethod
     def forward(ctx, x, weight, grad, shape, constants):
-        grad = _given(grad)
-        ctx.save_for_backward(x, weight, grad)
-        ctx.shape, ctx.constants = shape, constants
-        ctx.third = grad.stop_gradient
+        _save(ctx, x, weight, grad)
+        ctx.shape, ctx.wanted = shape, constants
         return _gradients_of_convolution(x, weight, grad, shape, constants)
 
     @staticmethod
     def backward(ctx, *along):
         x, weight, grad = ctx.saved_tensor()
         given = iter(along)
-        x_along, weight_along = [None if constant else _given(next(given)) for constant in ctx.constants]
+        x_along, weight_along = [None if constant else next(given) for constant in ctx.wanted]
         # <x_along, dx> + <weight_along, dw> = <grad, convolution(x_along, weight) + convolution(x, weight_along)>
         factors = ([] if x_along is None else [x_along, weight]) + ([] if weight_along is None else [x, weight_along])
         by_grad = paddle.empty(ctx.shape.maps())
@@ -324,7 +327,7 @@ class _ConvolveGradient(PyLayer):
         elif weight_along is not None:
             by_x = paddle.empty(x.shape)
             _call("convolve_gradient", ctx.shape, None, weight_along, grad, by_x, None)
-        return _wanted([*ctx.constants, ctx.third], by_x, by_weight, by_grad)
+        return _wanted(ctx.constants, by_x, by_weight, by_grad)
 
 
 def _as_tuple(outputs):
@@ -345,25 +348,23 @@ class _Normalize(PyLayer):
 
     @staticmethod
     def forward(ctx, y, scale, shift, shape, statistics):
-        y, scale, shift = _given(y), _given(scale), _given(shift)
-        ctx.save_for_backward(y, scale, shift)
-        ctx.shape, ctx.statistics, ctx.constants = shape, statistics, [t.stop_gradient for t in (y, scale, shift)]
+        _save(ctx, y, scale, shift)
+        ctx.shape, ctx.statistics = shape, statistics
         out = paddle.empty(shape.pooled())
         _call("normalize", shape, y, *statistics, scale, shift, out)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        gradients = _NormalizeGradient.apply(*ctx.saved_tensor(), grad, ctx.shape, ctx.statistics, ctx.constants)
+        gradients = _NormalizeGradient.apply(*ctx.saved_tensor(), grad, ctx.shape, ctx.statistics)
         return _wanted(ctx.constants, *gradients)
 
 
 class _NormalizeGradient(PyLayer):
     @staticmethod
-    def forward(ctx, y, scale, shift, grad, shape, statistics, constants):
-        grad = _given(grad)
-        ctx.save_for_backward(y, scale, shift, grad)
-        ctx.shape, ctx.statistics, ctx.constants = shape, statistics, [*constants, grad.stop_gradient]
+    def forward(ctx, y, scale, shift, grad, shape, statistics):
+        _save(ctx, y, scale, shift, grad)
+        ctx.shape, ctx.statistics = shape, statistics
         by_y, by_scale, by_shift = paddle.empty(y.shape), paddle.empty(scale.shape), paddle.empty(shift.shape)
         _call("normalize_gradient", shape, y, *statistics, scale, shift, grad, by_y, by_scale, by_shift)
         return by_y, by_scale, by_shift
@@ -372,7 +373,7 @@ class _NormalizeGradient(PyLayer):
     def backward(ctx, *along):
         y, scale, shift, grad = ctx.saved_tensor()
         by_y, by_scale, by_grad = paddle.empty(y.shape), paddle.empty(scale.shape), paddle.empty(grad.shape)
-        _call("normalize_second", ctx.shape, y, *ctx.statistics, scale, shift, grad, *[_given(a) for a in along],
+        _call("normalize_second", ctx.shape, y, *ctx.statistics, scale, shift, grad, *along,
               by_y, by_scale, by_grad)
         return _wanted(ctx.constants, by_y, by_scale, paddle.zeros_like(shift), by_grad)
 
@@ -435,7 +436,7 @@ def prepare(images, pool, threads=None):
         images: (T, N, C, H, W).
         pool: as for `block`.
     """
-    images = _given(images.detach())
+    images = images.detach()
     tasks, count, channels, height, width = images.shape
     shape = _shape(tasks, count, height, width, channels, WIDTHS, 1 if pool else 2, threads or cores())
     padded = paddle.empty([tasks, count, height + 2, width + 2, channels])
@@ -447,25 +448,23 @@ def prepare(images, pool, threads=None):
 class _First(PyLayer):
     @staticmethod
     def forward(ctx, weight, scale, shift, shape, images):
-        parameters = [_given(t) for t in (weight, scale, shift)]
-        ctx.save_for_backward(*parameters)
+        _save(ctx, weight, scale, shift)
         out, choice = paddle.empty(shape.pooled()), paddle.empty(shape.pooled(), dtype="uint8")
-        ctx.shape, ctx.images, ctx.choice, ctx.constants = shape, images, choice, [t.stop_gradient for t in (weight, scale, shift)]
-        _call("first_forward", shape, *images, *parameters, out, choice)
+        ctx.shape, ctx.images, ctx.choice = shape, images, choice
+        _call("first_forward", shape, *images, weight, scale, shift, out, choice)
         return out
 
     @staticmethod
     def backward(ctx, grad):
-        gradients = _FirstGradient.apply(*ctx.saved_tensor(), grad, ctx.shape, ctx.images, ctx.choice, ctx.constants)
+        gradients = _FirstGradient.apply(*ctx.saved_tensor(), grad, ctx.shape, ctx.images, ctx.choice)
         return _wanted(ctx.constants, *gradients)
 
 
 class _FirstGradient(PyLayer):
     @staticmethod
-    def forward(ctx, weight, scale, shift, grad, shape, images, choice, constants):
-        grad = _given(grad)
-        ctx.save_for_backward(weight, scale, shift, grad)
-        ctx.shape, ctx.images, ctx.choice, ctx.constants = shape, images, choice, [*constants, grad.stop_gradient]
+    def forward(ctx, weight, scale, shift, grad, shape, images, choice):
+        _save(ctx, weight, scale, shift, grad)
+        ctx.shape, ctx.images, ctx.choice = shape, images, choice
         gradients = [paddle.empty(t.shape) for t in (weight, scale, shift)]
         _call("first_gradient", shape, *images, weight, scale, choice, grad, *gradients)
         return tuple(gradients)
@@ -474,7 +473,7 @@ class _FirstGradient(PyLayer):
     def backward(ctx, *along):
         weight, scale, shift, grad = ctx.saved_tensor()
         by_weight, by_scale, by_grad = [paddle.empty(t.shape) for t in (weight, scale, grad)]
-        _call("first_second", ctx.shape, *ctx.images, weight, scale, ctx.choice, grad, *[_given(a) for a in along],
+        _call("first_second", ctx.shape, *ctx.images, weight, scale, ctx.choice, grad, *along,
               by_weight, by_scale, by_grad)
         return _wanted(ctx.constants, by_weight, by_scale, paddle.zeros_like(shift), by_grad)
 
