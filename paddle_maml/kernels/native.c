@@ -2,21 +2,24 @@
 
    A block is y = convolution of x with w (3x3, padding 1, stride 1 or 2), then
 
-       h = (y - mean) / sqrt(variance + epsilon),   z = scale * h + shift,   out = max(0, largest z of each 2x2 window),
+       h = (y - mean) / sqrt(variance + epsilon),  z = scale * h + shift,  out = max(0, largest z of a window)
 
-   with mean and variance over all pixels of all images of a task; with stride 2 a "window" is one pixel. Here are
+   with mean and variance over all pixels of all images of a task; windows are of 2x2 pixels, or with stride 2
+   of one. Here are
 
-       convolve, convolve_gradient                         the convolution, which is linear in x and in w: its second
-                                                           derivatives are the same two functions of other arguments
-       normalize, normalize_gradient, normalize_second     the rest of the block, and its derivatives
-       first_prepare, first_forward, first_gradient,       a whole block whose x are images: constants of few channels
-       first_second
+       convolve, convolve_gradient                       the convolution, which is linear in x and in w: its
+                                                         second derivatives are the same two functions
+       normalize, normalize_gradient, normalize_second   the rest of the block, and its derivatives
+       first_prepare, first_forward, first_gradient,     a whole block whose x are images: constants of few
+       first_second                                      channels
 
-   Arrays are float32, without gaps, and channels come last: maps (tasks, images, height, width, channels), weights
-   (tasks, 9 taps in reading order, input channels, output channels), one number a channel (tasks, channels). The number of
-   channels must be a multiple of 16, but for those of images. Every function returns 0, or 1 if memory was short.
+   Arrays are float32, without gaps, and channels come last: maps (tasks, images, height, width, channels),
+   weights (tasks, 9 taps in reading order, input channels, output channels), one number a channel (tasks,
+   channels). The number of channels must be a multiple of 16, but for those of images. Every function
+   returns 0, or 1 if memory was short.
 
-   Tasks are independent of each other: threads share them out, and how many there are changes no bit of a result.
+   Tasks are independent of each other: threads share them out, and how many there are changes no bit of a
+   result.
 
    Vector code is written once, with the vector extensions of GCC and Clang; LANES floats make a vector. */
 
@@ -36,29 +39,31 @@ enum { LANES = 4, COLUMNS = 4 };
 enum { LANES = 4, COLUMNS = 2 };
 #endif
 /* A product is computed in pieces of ROWS x COLUMNS vectors, as many as the registers hold. */
-enum { FLOATS_OF_A_POINTER = sizeof(void *) / 4 };
 enum { ROWS = 6, TAPS = 9, CORNERS = 4, FIRST_COLUMNS = COLUMNS / 2 };
+enum { FLOATS_OF_A_POINTER = sizeof(void *) / sizeof(float) };
 
 #define EPSILON 1e-5f
 
 typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias)); /* -1 or 0 in each lane */
+/* -1 or 0 in each lane */
+typedef int32_t mask __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef uint8_t bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #define INLINE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
 typedef struct {
-    int64_t tasks, images;      /* of each task */
-    int64_t height, width;      /* of the input map */
-    int64_t channels, depth;    /* of the input and of the output */
-    int64_t stride;             /* 1: a 2x2 max-pool follows; 2: none */
+    int64_t tasks, images;   /* of each task */
+    int64_t height, width;   /* of the input map */
+    int64_t channels, depth; /* of the input and of the output */
+    int64_t stride;          /* 1: a 2x2 max-pool follows; 2: none */
     int64_t threads;
 } Shape;
 
 INLINE long out_height(const Shape *s) { return (s->height - 1) / s->stride + 1; } /* of the convolution */
 INLINE long out_width(const Shape *s) { return (s->width - 1) / s->stride + 1; }
-INLINE long in_size(const Shape *s) { return s->images * s->height * s->width * s->channels; } /* of one task */
+/* Of one task: */
+INLINE long in_size(const Shape *s) { return s->images * s->height * s->width * s->channels; }
 INLINE long out_size(const Shape *s) { return s->images * out_height(s) * out_width(s) * s->depth; }
 INLINE long weight_size(const Shape *s) { return TAPS * s->channels * s->depth; }
 INLINE long side(const Shape *s) { return s->stride == 1 ? 2 : 1; } /* of a pooling window */
@@ -90,7 +95,7 @@ INLINE vec where(mask condition, vec yes, vec no)
 INLINE vec only(mask condition, vec value) { return (vec)(condition & (mask)value); }
 
 
-/* ------------------------------------------------------------------------------------------------- tasks and threads */
+/* -------------------------------------------------------------------------------------- tasks and threads */
 
 typedef void TaskFunction(const void *arguments, long task, float *scratch);
 
@@ -115,7 +120,7 @@ static int each_task(const Shape *s, long floats, TaskFunction *function, const 
 {
     enum { MOST_THREADS = 64 };
     long workers = most(1, least(MOST_THREADS, least(s->tasks, s->threads))), next = 0, started = 0;
-    long apart = (floats + 63) / 16 * 16; /* whole lines of the cache, and not all at the same place of a page */
+    long apart = (floats + 31) / 16 * 16; /* whole lines of the cache */
     float *scratch = aligned_alloc(64, (size_t)(apart * workers) * sizeof(float));
     pthread_t threads[MOST_THREADS];
     Worker worker[MOST_THREADS];
@@ -134,7 +139,7 @@ static int each_task(const Shape *s, long floats, TaskFunction *function, const 
 }
 
 
-/* --------------------------------------------------------------------------------------------------------- products */
+/* ----------------------------------------------------------------------------------------------- products */
 
 /* out[r][:] = sum over parts i and k < count of a[i][r * a_row + k * a_step] * b[i][k * b_step + :] */
 typedef struct {
@@ -205,19 +210,27 @@ static void multiply(const Product *p, long rows, long columns)
 }
 
 
-/* --------------------------------------------------------------------------------------- convolution, by definition */
+/* ----------------------------------------------------------------------------- convolution, by definition */
 
-/* For each pixel of a map the other map's pixels it is computed from, each with a tap; one product for all images. So taps
-   outside the map are left out, which on small maps, of which most is edge, saves more than Winograd's algorithm. */
+/* For each pixel of a map the other map's pixels it is computed from, each with a tap; one product for all
+   images. So taps outside the map are left out, which on small maps, of which most is edge, saves more
+   than Winograd's algorithm. */
 
-static void direct_forward(const Shape *s, const float *const *x, const float *const *w, int factors, float *y)
+static void direct_forward(const Shape *s, const float *const *x, const float *const *w, int factors,
+                           float *y)
 {
     const float *a[2 * TAPS], *b[2 * TAPS];
     long height = out_height(s), width = out_width(s);
     for (long i = 0; i < height; i++)
         for (long j = 0; j < width; j++) {
-            Product p = {a, b, 0, s->channels, s->height * s->width * s->channels, 1, s->depth,
-                         y + (i * width + j) * s->depth, height * width * s->depth, 0};
+            Product p = {.a = a,
+                         .b = b,
+                         .count = s->channels,
+                         .a_row = s->height * s->width * s->channels,
+                         .a_step = 1,
+                         .b_step = s->depth,
+                         .out = y + (i * width + j) * s->depth,
+                         .out_row = height * width * s->depth};
             for (int factor = 0; factor < factors; factor++)
                 for (int tap = 0; tap < TAPS; tap++) {
                     long row = i * s->stride + tap / 3 - 1, column = j * s->stride + tap % 3 - 1;
@@ -237,12 +250,18 @@ static void direct_by_input(const Shape *s, const float *turned, const float *dy
     long height = out_height(s), width = out_width(s);
     for (long i = 0; i < s->height; i++)
         for (long j = 0; j < s->width; j++) {
-            Product p = {a, b, 0, s->depth, height * width * s->depth, 1, s->channels,
-                         dx + (i * s->width + j) * s->channels, s->height * s->width * s->channels, 0};
+            Product p = {.a = a,
+                         .b = b,
+                         .count = s->depth,
+                         .a_row = height * width * s->depth,
+                         .a_step = 1,
+                         .b_step = s->channels,
+                         .out = dx + (i * s->width + j) * s->channels,
+                         .out_row = s->height * s->width * s->channels};
             for (int tap = 0; tap < TAPS; tap++) {
                 long row = i + 1 - tap / 3, column = j + 1 - tap % 3;
-                if (row < 0 || row % s->stride || row / s->stride >= height ||
-                    column < 0 || column % s->stride || column / s->stride >= width)
+                if (row < 0 || row % s->stride || row / s->stride >= height || column < 0 ||
+                    column % s->stride || column / s->stride >= width)
                     continue;
                 a[p.parts] = dy + (row / s->stride * width + column / s->stride) * s->depth;
                 b[p.parts++] = turned + tap * s->depth * s->channels;
@@ -256,8 +275,14 @@ static void direct_by_weight(const Shape *s, const float *x, const float *dy, fl
 {
     long height = out_height(s), width = out_width(s);
     for (int tap = 0; tap < TAPS; tap++) {
-        Product p = {list, list + height * width, 0, s->images, 1, s->height * s->width * s->channels,
-                     height * width * s->depth, dw + tap * s->channels * s->depth, s->depth, 0};
+        Product p = {.a = list,
+                     .b = list + height * width,
+                     .count = s->images,
+                     .a_row = 1,
+                     .a_step = s->height * s->width * s->channels,
+                     .b_step = height * width * s->depth,
+                     .out = dw + tap * s->channels * s->depth,
+                     .out_row = s->depth};
         for (long i = 0; i < height; i++)
             for (long j = 0; j < width; j++) {
                 long row = i * s->stride + tap / 3 - 1, column = j * s->stride + tap % 3 - 1;
@@ -270,7 +295,8 @@ static void direct_by_weight(const Shape *s, const float *x, const float *dy, fl
     }
 }
 
-/* A square of LANES x LANES numbers turned, in place: of each pair of rows the halves, quarters and so on change places. */
+/* A square of LANES x LANES numbers turned, in place: of each pair of rows the halves, quarters and so on
+   change places. */
 INLINE void turn_square(vec *rows)
 {
     UNROLL for (int step = 1; step < LANES; step *= 2)
@@ -313,36 +339,39 @@ static void turn(const Shape *s, const float *w, int reverse, float *turned)
 }
 
 
-/* -------------------------------------------------------------------------------- convolution, Winograd's algorithm */
+/* ---------------------------------------------------------------------- convolution, Winograd's algorithm */
 
-/* Winograd's F(n, 3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"; Toom and Cook before them) computes, along
-   one axis, the n pixels of a tile from the n + 2 pixels x around it and the taps w as
+/* Winograd's F(n, 3) (Lavin & Gray 2016, "Fast algorithms for convolutional neural networks"; Toom and
+   Cook before them) computes, along one axis, the n pixels of a tile from the n + 2 pixels x around it and
+   the taps w as
 
        A' [(G w) * (B x)].
 
-   It multiplies polynomials by their values at n + 1 points and infinity: rows of A and G are powers of the points, and B follows from
-   them. Here the points are 0, 1, -1, infinity, 1/2, -1/2:
+   It multiplies polynomials by their values at n + 1 points and infinity: rows of A and G are powers of
+   the points, and B follows from them. Here the points are 0, 1, -1, infinity, 1/2, -1/2:
 
-       B = 1  0 -5  0  4  0    G = 1    0    0      A = 1  0    0    0      and for n = 2, B = 1  0 -1  0   A = 1  0
-           0 -1 -1  4  4  0        1/6  1/6  1/6        1  1    1    1                         0  3  3  0       1  1
-           0  1 -1 -4  4  0        1/6 -1/6  1/6        1 -1    1   -1                         0 -3  3  0       1 -1
-           0  1  0 -5  0  4        0    0    1/4        0  0    0    1                         0  1  0 -1       0 -1
+       B = 1  0 -5  0  4  0    G = 1    0    0      A = 1  0    0    0      n = 2:  B = 1  0 -1  0  A = 1  0
+           0 -1 -1  4  4  0        1/6  1/6  1/6        1  1    1    1                 0  3  3  0      1  1
+           0  1 -1 -4  4  0        1/6 -1/6  1/6        1 -1    1   -1                 0 -3  3  0      1 -1
+           0  1  0 -5  0  4        0    0    1/4        0  0    0    1                 0  4  0 -4      0 -1
            0 -1 -2  1  2  0       -4/3 -2/3 -1/3        1  1/2  1/4  1/8
-           0  1 -2 -1  2  0       -4/3  2/3 -1/3        1 -1/2  1/4 -1/8                (4 on the last row of G w)
+           0  1 -2 -1  2  0       -4/3  2/3 -1/3        1 -1/2  1/4 -1/8
 
-   so that tiles of two pixels use the first four rows of the same G w. Of a map's height, and of its width, fours are taken as tiles and
-   what is left over as a tile of two (or of four if it is three). On two axes a 4x4 tile has a product over the channels at each of 36
-   positions, where the definition has 144. The rounding is some five times that of the definition.
+   so that tiles of two pixels use the first four rows of the same G w. Of a map's height, and of its
+   width, fours are taken as tiles and what is left over as a tile of two (or of four if it is three). On
+   two axes a 4x4 tile has a product over the channels at each of 36 positions, where the definition has
+   144. The rounding is some five times that of the definition.
 
-   The gradient by the input is such a convolution too: of the output's gradient dy with the taps in reverse order and their matrices
-   turned. Its own gradient by those taps, along x, is the gradient by the taps that is wanted, so that what was made of dy serves twice:
-   at each position it is the product of A x A', of the tile's own pixels, with B dy B'. */
+   The gradient by the input is such a convolution too: of the output's gradient dy with the taps in
+   reverse order and their matrices turned. Its own gradient by those taps, along x, is the gradient by the
+   taps that is wanted, so that what was made of dy serves twice: at each position it is the product of A x
+   A', of the tile's own pixels, with B dy B'. */
 
 enum { POINTS = 6, POSITIONS = POINTS * POINTS };
 enum { TILES = 48 }; /* that are computed together */
 
-/* What belongs to one position, of tiles or of weights, is so far from that of the next: not by a power of two, because the cache would
-   have the same place for all of them. */
+/* What belongs to one position, of tiles or of weights, is so far from that of the next: not by a power of
+   two, because the cache would have the same place for all of them. */
 INLINE long tiles_apart(long channels) { return TILES * channels + 16; }
 INLINE long weights_apart(long size) { return size + 16; }
 
@@ -358,20 +387,24 @@ INLINE long twos_of(long size) { return size % 4 == 1 || size % 4 == 2; }
 /* Up to four sizes. Returns how many there are. */
 static int tiles_of(const Shape *s, Tiles *tiles)
 {
-    long down[2] = {fours_of(s->height), twos_of(s->height)}, across[2] = {fours_of(s->width), twos_of(s->width)};
+    long down[2] = {fours_of(s->height), twos_of(s->height)},
+         across[2] = {fours_of(s->width), twos_of(s->width)};
     int count = 0;
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++)
             if (down[i] && across[j])
-                tiles[count++] = (Tiles){i ? 2 : 4, j ? 2 : 4, i * 4 * down[0], j * 4 * across[0], down[i], across[j]};
+                tiles[count++] =
+                    (Tiles){i ? 2 : 4, j ? 2 : 4, i * 4 * down[0], j * 4 * across[0], down[i], across[j]};
     return count;
 }
 
-/* Whether that is faster: counted in products of a row with a matrix, with what transforming tiles and weights costs. */
+/* Whether that is faster: counted in products of a row with a matrix, with what transforming tiles and
+   weights costs. */
 static int use_winograd(const Shape *s)
 {
     long direct = s->images * (3 * s->height - 2) * (3 * s->width - 2);
-    long positions = (6 * fours_of(s->height) + 4 * twos_of(s->height)) * (6 * fours_of(s->width) + 4 * twos_of(s->width));
+    long positions =
+        (6 * fours_of(s->height) + 4 * twos_of(s->height)) * (6 * fours_of(s->width) + 4 * twos_of(s->width));
     return s->stride == 1 && s->images * positions * 5 / 4 + 100 < direct;
 }
 
@@ -383,14 +416,17 @@ INLINE void times_b(const int n, vec *x, const int step)
 {
     vec x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
     if (n == 2) {
-        x[0] = x0 - x2, x[step] = splat(3) * (x1 + x2), x[2 * step] = splat(3) * (x2 - x1), x[3 * step] = splat(4) * (x1 - x3);
+        x[0] = x0 - x2, x[step] = splat(3) * (x1 + x2), x[2 * step] = splat(3) * (x2 - x1),
+        x[3 * step] = splat(4) * (x1 - x3);
         return;
     }
-    /* Differences first: of equal pixels they are exactly zero, so that equal pixels of the output stay equal. */
+    /* Differences first: of equal pixels they are exactly zero, so that equal pixels of the output stay
+       equal. */
     vec x4 = x[4 * step], x5 = x[5 * step], x31 = x3 - x1, x42 = x4 - x2;
     vec odd = splat(4) * x3 - x1, even = splat(4) * x4 - x2;
     x[0] = splat(4) * x42 + (x0 - x2), x[step] = even + odd, x[2 * step] = even - odd;
-    x[3 * step] = splat(4) * (x5 - x3) - x31, x[4 * step] = splat(2) * x42 + x31, x[5 * step] = splat(2) * x42 - x31;
+    x[3 * step] = splat(4) * (x5 - x3) - x31, x[4 * step] = splat(2) * x42 + x31,
+          x[5 * step] = splat(2) * x42 - x31;
 }
 
 /* A' along one axis: n + 2 values to n. */
@@ -403,7 +439,8 @@ INLINE void times_a_turned(const int n, const vec *m, const int step, vec *y, co
     }
     vec both_2 = m[4 * step] + m[5 * step], between_2 = m[4 * step] - m[5 * step];
     y[0] = m[0] + both + both_2, y[y_step] = between + splat(0.5f) * between_2;
-    y[2 * y_step] = both + splat(0.25f) * both_2, y[3 * y_step] = between + splat(0.125f) * between_2 + m[3 * step];
+    y[2 * y_step] = both + splat(0.25f) * both_2,
+          y[3 * y_step] = between + splat(0.125f) * between_2 + m[3 * step];
 }
 
 /* A along one axis: n values to n + 2. */
@@ -420,20 +457,24 @@ INLINE void times_a(const int n, const vec *y, const int step, vec *m, const int
     m[3 * m_step] = y3, m[4 * m_step] = even_2 + odd_2, m[5 * m_step] = even_2 - odd_2;
 }
 
-/* The rows x columns pixels from `shift` above and left of the tile's first on; those outside the map are at `zeros`. */
-INLINE void pixels_of(const Shape *s, const Tiles *t, const float *map, long channels, long tile, const int rows, const int columns,
-                      int shift, const float *zeros, const float **pixels)
+/* The rows x columns pixels from `shift` above and left of the tile's first on; those outside the map are
+   at `zeros`. */
+INLINE void pixels_of(const Shape *s, const Tiles *t, const float *map, long channels, long tile,
+                      const int rows, const int columns, int shift, const float *zeros, const float **pixels)
 {
     long image = tile / (t->down * t->across), rest = tile % (t->down * t->across);
-    long row = t->top + rest / t->across * t->rows - shift, column = t->left + rest % t->across * t->columns - shift;
+    long row = t->top + rest / t->across * t->rows - shift,
+         column = t->left + rest % t->across * t->columns - shift;
     for (int i = 0; i < rows; i++)
         for (int j = 0; j < columns; j++) {
             int inside = row + i >= 0 && row + i < s->height && column + j >= 0 && column + j < s->width;
-            pixels[i * columns + j] = inside ? map + ((image * s->height + row + i) * s->width + column + j) * channels : zeros;
+            pixels[i * columns + j] =
+                inside ? map + ((image * s->height + row + i) * s->width + column + j) * channels : zeros;
         }
 }
 
-/* For each tile from `first` to `last` something of its pixels: the functions are compiled for each size of a tile. */
+/* For each tile from `first` to `last` something of its pixels: the functions are compiled for each size
+   of a tile. */
 typedef struct {
     const Shape *s;
     const Tiles *tiles;
@@ -585,7 +626,8 @@ static void transpose_transform_weight(const float *u, long n, float *out)
 }
 
 /* Products of a block's tiles at all positions. */
-static void multiply_tiles(const Block *b, int factors, float *const *spread, float *const *u, long channels, long depth, float *out)
+static void multiply_tiles(const Block *b, int factors, float *const *spread, float *const *u, long channels,
+                           long depth, float *out)
 {
     int positions = (b->tiles->rows + 2) * (b->tiles->columns + 2);
     for (int position = 0; position < positions; position++) {
@@ -594,16 +636,25 @@ static void multiply_tiles(const Block *b, int factors, float *const *spread, fl
             left[factor] = spread[factor] + position * tiles_apart(channels);
             right[factor] = u[factor] + position_of(b->tiles, position) * weights_apart(channels * depth);
         }
-        Product p = {left, right, factors, channels, channels, 1, depth, out + position * tiles_apart(depth), depth, 0};
+        Product p = {.a = left,
+                     .b = right,
+                     .parts = factors,
+                     .count = channels,
+                     .a_row = channels,
+                     .a_step = 1,
+                     .b_step = depth,
+                     .out = out + position * tiles_apart(depth),
+                     .out_row = depth};
         multiply(&p, b->last - b->first, depth);
     }
 }
 
 
-/* ------------------------------------------------------------------------------------------------------ statistics */
+/* --------------------------------------------------------------------------------------------- statistics */
 
-/* Takes an image into mean and sum of squared deviations of the images before it. Squares are of deviations from the image's own
-   mean: sum(y^2) - sum(y)^2 would cancel where a map is nearly constant (Chan, Golub & LeVeque 1983). */
+/* Takes an image into mean and sum of squared deviations of the images before it. Squares are of
+   deviations from the image's own mean: sum(y^2) - sum(y)^2 would cancel where a map is nearly constant
+   (Chan, Golub & LeVeque 1983). */
 static void take_in(const float *y, long pixels, long depth, long before, double *mean, double *squares)
 {
     for (long d = 0; d < depth; d += LANES) {
@@ -618,13 +669,14 @@ static void take_in(const float *y, long pixels, long depth, long before, double
         for (int lane = 0; lane < LANES; lane++) {
             double change = (double)own[lane] - mean[d + lane], all = (double)(before + pixels);
             mean[d + lane] += change * (double)pixels / all;
-            squares[d + lane] += (double)square[lane] + change * change * (double)before * (double)pixels / all;
+            squares[d + lane] +=
+                (double)square[lane] + change * change * (double)before * (double)pixels / all;
         }
     }
 }
 
 
-/* ----------------------------------------------------------------------------------------------- the convolution's two */
+/* ---------------------------------------------------------------------------------- the convolution's two */
 
 typedef struct {
     const Shape *s;
@@ -663,9 +715,11 @@ static void convolve_task(const void *arguments, long task, float *scratch)
         while (seen < s->images) {
             long images = least(images_together(tiles), s->images - seen);
             for (int size = 0; size < sizes; size++) {
-                long each = tiles[size].down * tiles[size].across, count = images * each, parts = (count + TILES - 1) / TILES;
+                long each = tiles[size].down * tiles[size].across, count = images * each,
+                     parts = (count + TILES - 1) / TILES;
                 for (long part = 0; part < parts; part++) {
-                    long first = seen * each + count * part / parts, last = seen * each + count * (part + 1) / parts;
+                    long first = seen * each + count * part / parts,
+                         last = seen * each + count * (part + 1) / parts;
                     Block from = {s, &tiles[size], s->channels, first, last, zeros};
                     Block to = {s, &tiles[size], s->depth, first, last, outside};
                     for (int factor = 0; factor < job->factors; factor++)
@@ -674,8 +728,8 @@ static void convolve_task(const void *arguments, long task, float *scratch)
                     BY_SIZE(gather, &to, products, y);
                 }
             }
-            for (long end = seen + images; seen < end; seen++) /* while they are in the cache */
-                if (job->mean)
+            for (long end = seen + images; seen < end; seen++)
+                if (job->mean) /* while they are in the cache */
                     take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
         }
     } else {
@@ -689,15 +743,16 @@ static void convolve_task(const void *arguments, long task, float *scratch)
     }
 }
 
-/* y = convolution of x with w; plus that of x2 with w2 if they are not NULL. With `mean` not NULL also y's mean and biased
-   variance over the pixels of all images. */
-int convolve(const Shape *s, const float *x, const float *w, const float *x2, const float *w2,
-             float *y, float *mean, float *variance)
+/* y = convolution of x with w; plus that of x2 with w2 if they are not NULL. With `mean` not NULL also y's
+   mean and biased variance over the pixels of all images. */
+int convolve(const Shape *s, const float *x, const float *w, const float *x2, const float *w2, float *y,
+             float *mean, float *variance)
 {
     Convolve job = {s, {x, x2}, {w, w2}, x2 ? 2 : 1, y, mean, variance};
     long floats = 4 * s->depth + s->channels + s->depth;
     if (use_winograd(s))
-        floats += POSITIONS * (tiles_apart(s->depth) + job.factors * (weights_apart(s->channels * s->depth) + tiles_apart(s->channels)));
+        floats += POSITIONS * (tiles_apart(s->depth) + job.factors * (weights_apart(s->channels * s->depth) +
+                                                                      tiles_apart(s->channels)));
     return each_task(s, floats, convolve_task, &job);
 }
 
@@ -712,10 +767,13 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
     const ConvolveGradient *job = arguments;
     const Shape *s = job->s;
     long size = s->channels * s->depth, widest = most(s->channels, s->depth);
-    const float *x = job->dw ? job->x + task * in_size(s) : NULL, *w = job->dx ? job->w + task * weight_size(s) : NULL;
+    const float *x = job->dw ? job->x + task * in_size(s) : NULL,
+                *w = job->dx ? job->w + task * weight_size(s) : NULL;
     const float *dy = job->dy + task * out_size(s);
-    float *dx = job->dx ? job->dx + task * in_size(s) : NULL, *dw = job->dw ? job->dw + task * weight_size(s) : NULL;
-    float *zeros = scratch, *outside = zeros + widest, *turned = outside + widest, *next = turned + TAPS * size;
+    float *dx = job->dx ? job->dx + task * in_size(s) : NULL,
+          *dw = job->dw ? job->dw + task * weight_size(s) : NULL;
+    float *zeros = scratch, *outside = zeros + widest, *turned = outside + widest,
+          *next = turned + TAPS * size;
     memset(zeros, 0, sizeof(float) * (size_t)widest);
     if (dx)
         turn(s, w, use_winograd(s), turned);
@@ -726,7 +784,8 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
             direct_by_weight(s, x, dy, dw, (const float **)next);
         return;
     }
-    float *u = next, *du = u + POSITIONS * weights_apart(size), *spread = du + POSITIONS * weights_apart(size);
+    float *u = next, *du = u + POSITIONS * weights_apart(size),
+          *spread = du + POSITIONS * weights_apart(size);
     float *other = spread + POSITIONS * tiles_apart(widest);
     if (dx)
         transform_weight(turned, size, u);
@@ -737,9 +796,11 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
     for (long seen = 0, images; seen < s->images; seen += images) {
         images = least(images_together(tiles), s->images - seen);
         for (int size = 0; size < sizes; size++) {
-            long each = tiles[size].down * tiles[size].across, count = images * each, parts = (count + TILES - 1) / TILES;
+            long each = tiles[size].down * tiles[size].across, count = images * each,
+                 parts = (count + TILES - 1) / TILES;
             for (long part = 0; part < parts; part++) {
-                long first = seen * each + count * part / parts, last = seen * each + count * (part + 1) / parts;
+                long first = seen * each + count * part / parts,
+                     last = seen * each + count * (part + 1) / parts;
                 Block from = {s, &tiles[size], s->depth, first, last, zeros};
                 BY_SIZE(spread_around, &from, dy, spread);
                 if (dx) {
@@ -751,10 +812,22 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
                     continue;
                 Block own = {s, &tiles[size], s->channels, first, last, zeros};
                 BY_SIZE(spread_own, &own, x, other);
-                for (int position = 0; position < (tiles[size].rows + 2) * (tiles[size].columns + 2); position++) {
-                    const float *a = other + position * tiles_apart(s->channels), *b = spread + position * tiles_apart(s->depth);
-                    float *sum = du + position_of(&tiles[size], position) * weights_apart(s->channels * s->depth);
-                    Product p = {&a, &b, 1, last - first, 1, s->channels, s->depth, sum, s->depth, 1};
+                for (int position = 0; position < (tiles[size].rows + 2) * (tiles[size].columns + 2);
+                     position++) {
+                    const float *a = other + position * tiles_apart(s->channels),
+                                *b = spread + position * tiles_apart(s->depth);
+                    float *sum =
+                        du + position_of(&tiles[size], position) * weights_apart(s->channels * s->depth);
+                    Product p = {.a = &a,
+                                 .b = &b,
+                                 .parts = 1,
+                                 .count = last - first,
+                                 .a_row = 1,
+                                 .a_step = s->channels,
+                                 .b_step = s->depth,
+                                 .out = sum,
+                                 .out_row = s->depth,
+                                 .add = 1};
                     multiply(&p, s->channels, s->depth);
                 }
             }
@@ -764,8 +837,8 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
         transpose_transform_weight(du, size, dw);
 }
 
-/* The gradients by x and by w of sum(dy * convolution of x with w). The first needs only w and the second only x; the one that
-   is NULL is left out. */
+/* The gradients by x and by w of sum(dy * convolution of x with w). The first needs only w and the second
+   only x; the one that is NULL is left out. */
 int convolve_gradient(const Shape *s, const float *x, const float *w, const float *dy, float *dx, float *dw)
 {
     ConvolveGradient job = {s, x, w, dy, dx, dw};
@@ -779,7 +852,7 @@ int convolve_gradient(const Shape *s, const float *x, const float *w, const floa
 }
 
 
-/* ---------------------------------------------------------------------------- batch norm, max-pool and ReLU together */
+/* ----------------------------------------------------------------- batch norm, max-pool and ReLU together */
 
 /* What is one number a channel, of one task. */
 typedef struct {
@@ -792,9 +865,10 @@ INLINE Norm norm_of(const Shape *s, const Norm *all, long task)
     return (Norm){all->mean + at, all->variance + at, all->scale + at, all->shift + at};
 }
 
-/* A pooling window: h of its pixels, the largest z, and where each pixel is the largest. Of equal ones the first in reading order is
-   the largest: on a flat background all are equal, and only one may have the gradient. Winograd's algorithm rounds equal ones
-   differently where the rest of their tiles differs, so that what is as near as that counts as equal. */
+/* A pooling window: h of its pixels, the largest z, and where each pixel is the largest. Of equal ones the
+   first in reading order is the largest: on a flat background all are equal, and only one may have the
+   gradient. Winograd's algorithm rounds equal ones differently where the rest of their tiles differs, so
+   that what is as near as that counts as equal. */
 #define EQUAL 1e-5f /* in h */
 
 typedef struct {
@@ -827,7 +901,8 @@ INLINE Window look(const int corners, const float *const *y, long d, vec mean, v
 }
 
 /* The corners of a window, as offsets: of the map and of the pooled map. */
-INLINE long corners_at(const Shape *s, const int corners, long image, long i, long j, const float *map, const float **at)
+INLINE long corners_at(const Shape *s, const int corners, long image, long i, long j, const float *map,
+                       const float **at)
 {
     long height = out_height(s), width = out_width(s), side = corners == 1 ? 1 : 2;
     const float *first = map + ((image * height + i * side) * width + j * side) * s->depth;
@@ -865,10 +940,11 @@ INLINE void normalize_one(const Normalize *job, const int corners, long task, fl
     float *out = job->out + task * pooled_size(s);
     for (long d = 0; d < s->depth; d += LANES)
         store(rstd + d, rstd_of(load(n.variance + d)));
-    EACH_WINDOW(s, corners == 1 ? 1 : 2) {
+    EACH_WINDOW (s, corners == 1 ? 1 : 2) {
         float *to = out + corners_at(s, corners, image, i, j, y, at);
         for (long d = 0; d < s->depth; d += LANES) {
-            Window w = look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
+            Window w =
+                look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
             store(to + d, where(w.largest < splat(0), splat(0), w.largest)); /* NaN stays */
         }
     }
@@ -882,21 +958,22 @@ static void normalize_task(const void *job, long task, float *scratch)
         normalize_one(job, 1, task, scratch);
 }
 
-int normalize(const Shape *s, const float *y, const float *mean, const float *variance, const float *scale, const float *shift,
-              float *out)
+int normalize(const Shape *s, const float *y, const float *mean, const float *variance, const float *scale,
+              const float *shift, float *out)
 {
     Normalize job = {.s = s, .norm = {mean, variance, scale, shift}, .y = y, .out = out};
     return each_task(s, s->depth, normalize_task, &job);
 }
 
-/* Both derivatives read the map twice: for sums over all pixels, then for what depends on them. Sums are of an image each, and those
-   are added in double.
+/* Both derivatives read the map twice: for sums over all pixels, then for what depends on them. Sums are
+   of an image each, and those are added in double.
 
    Adds the pixels that are in no window, the last row and column of a map of odd size. */
 #define EACH_LEFT_OVER(s, side) \
     for (long image = 0; image < (s)->images; image++) \
         for (long i = 0; i < out_height(s); i++) \
-            for (long j = i < out_height(s) / (side) * (side) ? out_width(s) / (side) * (side) : 0; j < out_width(s); j++)
+            for (long j = i < out_height(s) / (side) * (side) ? out_width(s) / (side) * (side) : 0; \
+                 j < out_width(s); j++)
 
 INLINE void into_double(double *total, float *part, long n)
 {
@@ -906,7 +983,8 @@ INLINE void into_double(double *total, float *part, long n)
     }
 }
 
-/* With g the gradient by the output, on a window's chosen pixel g and elsewhere 0 is the gradient by z, dz. Over M pixels
+/* With g the gradient by the output, on a window's chosen pixel g and elsewhere 0 is the gradient by z,
+   dz. Over M pixels
 
        dshift = sum dz,   dscale = sum dz h,   dy = scale rstd (dz - dshift / M - h dscale / M). */
 INLINE void normalize_gradient_one(const Normalize *job, const int corners, long task, float *scratch)
@@ -922,12 +1000,13 @@ INLINE void normalize_gradient_one(const Normalize *job, const int corners, long
     memset(part, 0, sizeof(float) * 2 * (size_t)depth);
     for (long d = 0; d < depth; d += LANES)
         store(rstd + d, rstd_of(load(n.variance + d)));
-    EACH_WINDOW(s, side) {
+    EACH_WINDOW (s, side) {
         if (!i && !j)
             into_double(total, part, 2 * depth);
         const float *from = g + corners_at(s, corners, image, i, j, y, at);
         for (long d = 0; d < depth; d += LANES) {
-            Window w = look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
+            Window w =
+                look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
             vec grad = load(from + d), shift = load(by_shift + d), scale = load(by_scale + d);
             UNROLL for (int q = 0; q < corners; q++) {
                 vec dz = only(w.chosen[q], grad);
@@ -944,17 +1023,18 @@ INLINE void normalize_gradient_one(const Normalize *job, const int corners, long
         by_shift[d] = (float)(total[d] / count);
         by_scale[d] = (float)(total[depth + d] / count);
     }
-    EACH_WINDOW(s, side) {
+    EACH_WINDOW (s, side) {
         const float *from = g + corners_at(s, corners, image, i, j, y, at);
         for (long d = 0; d < depth; d += LANES) {
             vec scale = load(n.scale + d), r = load(rstd + d), grad = load(from + d);
             Window w = look(corners, at, d, load(n.mean + d), r, scale, load(n.shift + d));
             UNROLL for (int q = 0; q < corners; q++)
                 store(dy + (at[q] - y) + d,
-                      scale * r * (only(w.chosen[q], grad) - load(by_shift + d) - w.h[q] * load(by_scale + d)));
+                      scale * r *
+                          (only(w.chosen[q], grad) - load(by_shift + d) - w.h[q] * load(by_scale + d)));
         }
     }
-    EACH_LEFT_OVER(s, side)
+    EACH_LEFT_OVER (s, side)
         for (long d = 0; d < depth; d += LANES) {
             long pixel = (image * pixels + i * out_width(s) + j) * depth + d;
             vec r = load(rstd + d), h = (load(y + pixel) - load(n.mean + d)) * r;
@@ -970,10 +1050,17 @@ static void normalize_gradient_task(const void *job, long task, float *scratch)
         normalize_gradient_one(job, 1, task, scratch);
 }
 
-int normalize_gradient(const Shape *s, const float *y, const float *mean, const float *variance, const float *scale,
-                       const float *shift, const float *g, float *dy, float *dscale, float *dshift)
+int normalize_gradient(const Shape *s, const float *y, const float *mean, const float *variance,
+                       const float *scale, const float *shift, const float *g, float *dy, float *dscale,
+                       float *dshift)
 {
-    Normalize job = {.s = s, .norm = {mean, variance, scale, shift}, .y = y, .g = g, .dy = dy, .dscale = dscale, .dshift = dshift};
+    Normalize job = {.s = s,
+                     .norm = {mean, variance, scale, shift},
+                     .y = y,
+                     .g = g,
+                     .dy = dy,
+                     .dscale = dscale,
+                     .dshift = dshift};
     return each_task(s, 7 * s->depth, normalize_gradient_task, &job);
 }
 
@@ -981,7 +1068,8 @@ int normalize_gradient(const Shape *s, const float *y, const float *mean, const 
 
        S = <u, dy> + <u_scale, dscale> + <u_shift, dshift>,
 
-   S is the derivative of <g, out> along (u, u_scale, u_shift). Along it, with a bar for the mean over the M pixels and q = mean(h u),
+   S is the derivative of <g, out> along (u, u_scale, u_shift). Along it, with a bar for the mean over the
+   M pixels and q = mean(h u),
 
        h. = rstd (u - u_bar - h q),     z. = scale h. + u_scale h + u_shift,
 
@@ -989,17 +1077,19 @@ int normalize_gradient(const Shape *s, const float *y, const float *mean, const 
 
        b = sum dz,   e = sum dz h,   f = sum dz h. = rstd (sum dz u - u_bar b - q e)
 
-   S = scale f + u_scale e + u_shift b. Hence dS/dscale = f and dS/dshift = 0. By y, because
-   d rstd / dy = - rstd^2 h / M,  de/dy = rstd (dz - b / M - h e / M)  and  dq/dy = rstd (u - u_bar - h q) / M,
+   S = scale f + u_scale e + u_shift b. Hence dS/dscale = f and dS/dshift = 0. By y, because d rstd / dy =
+   - rstd^2 h / M,  de/dy = rstd (dz - b / M - h e / M)  and  dq/dy = rstd (u - u_bar - h q) / M,
 
-       dS/dy = (u_scale - scale rstd q) rstd (dz - b / M - h e / M) - scale rstd (f h + e rstd (u - u_bar - h q)) / M. */
+       dS/dy = (u_scale - scale rstd q) rstd (dz - b / M - h e / M)
+               - scale rstd (f h + e rstd (u - u_bar - h q)) / M. */
 INLINE void normalize_second_one(const Normalize *job, const int corners, long task, float *scratch)
 {
     enum { U, HU, B, E, DZU, SUMS };
     const Shape *s = job->s;
     const long side = corners == 1 ? 1 : 2, depth = s->depth, pixels = out_height(s) * out_width(s);
     const Norm n = norm_of(s, &job->norm, task);
-    const float *y = job->y + task * out_size(s), *g = job->g + task * pooled_size(s), *u = job->u + task * out_size(s);
+    const float *y = job->y + task * out_size(s), *g = job->g + task * pooled_size(s),
+                *u = job->u + task * out_size(s);
     const float *u_scale = job->u_scale + task * depth, *u_shift = job->u_shift + task * depth, *at[CORNERS];
     float *dy = job->dy + task * out_size(s), *dg = job->dg + task * pooled_size(s);
     double *total = (double *)scratch, count = (double)(s->images * pixels);
@@ -1008,12 +1098,13 @@ INLINE void normalize_second_one(const Normalize *job, const int corners, long t
     memset(part, 0, sizeof(float) * SUMS * (size_t)depth);
     for (long d = 0; d < depth; d += LANES)
         store(rstd + d, rstd_of(load(n.variance + d)));
-    EACH_WINDOW(s, side) {
+    EACH_WINDOW (s, side) {
         if (!i && !j)
             into_double(total, part, SUMS * depth);
         const float *from = g + corners_at(s, corners, image, i, j, y, at);
         for (long d = 0; d < depth; d += LANES) {
-            Window w = look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
+            Window w =
+                look(corners, at, d, load(n.mean + d), load(rstd + d), load(n.scale + d), load(n.shift + d));
             vec grad = load(from + d), sum[SUMS];
             UNROLL for (int k = 0; k < SUMS; k++)
                 sum[k] = load(part + k * depth + d);
@@ -1026,7 +1117,7 @@ INLINE void normalize_second_one(const Normalize *job, const int corners, long t
                 store(part + k * depth + d, sum[k]);
         }
     }
-    EACH_LEFT_OVER(s, side)
+    EACH_LEFT_OVER (s, side)
         for (long d = 0; d < depth; d += LANES) {
             long pixel = (image * pixels + i * out_width(s) + j) * depth + d;
             vec along = load(u + pixel), h = (load(y + pixel) - load(n.mean + d)) * load(rstd + d);
@@ -1035,11 +1126,14 @@ INLINE void normalize_second_one(const Normalize *job, const int corners, long t
         }
     into_double(total, part, SUMS * depth);
     /* dS/dy = by_dz dz + by_h h + by_u u + constant;  z. = tangent_u (u - u_bar) + tangent_h h + u_shift */
-    float *u_bar = part, *by_dz = part + depth, *by_h = part + 2 * depth, *by_u = part + 3 * depth, *constant = part + 4 * depth;
+    float *u_bar = part, *by_dz = part + depth, *by_h = part + 2 * depth, *by_u = part + 3 * depth,
+          *constant = part + 4 * depth;
     float *tangent_h = rstd + depth;
     for (long d = 0; d < depth; d++) {
-        double r = rstd[d], scale = n.scale[d], mean_u = total[U * depth + d] / count, q = total[HU * depth + d] / count;
-        double b = total[B * depth + d], e = total[E * depth + d], f = r * (total[DZU * depth + d] - mean_u * b - q * e);
+        double r = rstd[d], scale = n.scale[d], mean_u = total[U * depth + d] / count,
+               q = total[HU * depth + d] / count;
+        double b = total[B * depth + d], e = total[E * depth + d],
+               f = r * (total[DZU * depth + d] - mean_u * b - q * e);
         double first = (u_scale[d] - scale * r * q) * r;
         job->dscale[task * depth + d] = (float)f;
         u_bar[d] = (float)mean_u;
@@ -1049,25 +1143,29 @@ INLINE void normalize_second_one(const Normalize *job, const int corners, long t
         constant[d] = (float)(-first * b / count);
         tangent_h[d] = (float)(u_scale[d] - scale * r * q);
     }
-    EACH_WINDOW(s, side) {
+    EACH_WINDOW (s, side) {
         long pooled = corners_at(s, corners, image, i, j, y, at);
         for (long d = 0; d < depth; d += LANES) {
-            vec scale = load(n.scale + d), r = load(rstd + d), grad = load(g + pooled + d), tangent = splat(0);
+            vec scale = load(n.scale + d), r = load(rstd + d), grad = load(g + pooled + d),
+                tangent = splat(0);
             Window w = look(corners, at, d, load(n.mean + d), r, scale, load(n.shift + d));
             UNROLL for (int q = 0; q < corners; q++) {
                 vec along = load(u + (at[q] - y) + d) - load(u_bar + d);
-                store(dy + (at[q] - y) + d, load(by_dz + d) * only(w.chosen[q], grad) + load(by_h + d) * w.h[q] +
-                      load(by_u + d) * along + load(constant + d));
-                tangent += only(w.chosen[q], scale * r * along + load(tangent_h + d) * w.h[q] + load(u_shift + d));
+                store(dy + (at[q] - y) + d, load(by_dz + d) * only(w.chosen[q], grad) +
+                                                load(by_h + d) * w.h[q] + load(by_u + d) * along +
+                                                load(constant + d));
+                tangent +=
+                    only(w.chosen[q], scale * r * along + load(tangent_h + d) * w.h[q] + load(u_shift + d));
             }
             store(dg + pooled + d, tangent);
         }
     }
-    EACH_LEFT_OVER(s, side)
+    EACH_LEFT_OVER (s, side)
         for (long d = 0; d < depth; d += LANES) {
             long pixel = (image * pixels + i * out_width(s) + j) * depth + d;
             vec h = (load(y + pixel) - load(n.mean + d)) * load(rstd + d);
-            store(dy + pixel, load(by_h + d) * h + load(by_u + d) * (load(u + pixel) - load(u_bar + d)) + load(constant + d));
+            store(dy + pixel, load(by_h + d) * h + load(by_u + d) * (load(u + pixel) - load(u_bar + d)) +
+                                  load(constant + d));
         }
 }
 
@@ -1079,31 +1177,43 @@ static void normalize_second_task(const void *job, long task, float *scratch)
         normalize_second_one(job, 1, task, scratch);
 }
 
-int normalize_second(const Shape *s, const float *y, const float *mean, const float *variance, const float *scale,
-                     const float *shift, const float *g, const float *u, const float *u_scale, const float *u_shift,
-                     float *dy, float *dscale, float *dg)
+int normalize_second(const Shape *s, const float *y, const float *mean, const float *variance,
+                     const float *scale, const float *shift, const float *g, const float *u,
+                     const float *u_scale, const float *u_shift, float *dy, float *dscale, float *dg)
 {
-    Normalize job = {.s = s, .norm = {mean, variance, scale, shift}, .y = y, .g = g, .u = u, .u_scale = u_scale,
-                     .u_shift = u_shift, .dy = dy, .dscale = dscale, .dg = dg};
+    Normalize job = {.s = s,
+                     .norm = {mean, variance, scale, shift},
+                     .y = y,
+                     .g = g,
+                     .u = u,
+                     .u_scale = u_scale,
+                     .u_shift = u_shift,
+                     .dy = dy,
+                     .dscale = dscale,
+                     .dg = dg};
     return each_task(s, 17 * s->depth, normalize_second_task, &job);
 }
 
 
-/* ---------------------------------------------------------------------------------------------------- the first block */
+/* ---------------------------------------------------------------------------------------- the first block */
 
-/* Images are constants of few channels. Of the K = 9 * channels numbers x under the kernel at a pixel their mean m and covariance C
-   over all pixels are known once and for all, so that batch norm is known before the convolution: with v = w' C w and
-   r = 1 / sqrt(v + epsilon)
+/* Images are constants of few channels. Of the K = 9 * channels numbers x under the kernel at a pixel
+   their mean m and covariance C over all pixels are known once and for all, so that batch norm is known
+   before the convolution: with v = w' C w and r = 1 / sqrt(v + epsilon)
 
        z = (x - m) w scale r + shift = x w* + shift*.
 
-   No map is written but the pooled one, and which corner was chosen, in a byte. Images are kept with channels last and a border of
-   zeros: the numbers under the kernel are then at fixed distances from the first of them. */
+   No map is written but the pooled one, and which corner was chosen, in a byte. Images are kept with
+   channels last and a border of zeros: the numbers under the kernel are then at fixed distances from the
+   first of them. */
 
 enum { NOWHERE = 255 }; /* instead of a corner: the largest is not positive */
 
 INLINE long padded_width(const Shape *s) { return s->width + 2; }
-INLINE long padded_size(const Shape *s) { return s->images * (s->height + 2) * padded_width(s) * s->channels; }
+INLINE long padded_size(const Shape *s)
+{
+    return s->images * (s->height + 2) * padded_width(s) * s->channels;
+}
 INLINE long numbers(const Shape *s) { return TAPS * s->channels; }
 
 /* Distances of the numbers under the kernel from the first. */
@@ -1141,12 +1251,15 @@ static void prepare_task(const void *arguments, long task, float *scratch)
     for (long image = 0; image < s->images; image++)
         for (long c = 0; c < s->channels; c++)
             for (long i = 0; i < s->height; i++) {
-                float *to = padded + ((image * (s->height + 2) + i + 1) * padded_width(s) + 1) * s->channels + c, sum = 0;
+                float *to = padded + ((image * (s->height + 2) + i + 1) * padded_width(s) + 1) * s->channels +
+                            c,
+                      sum = 0;
                 for (long j = 0; j < s->width; j++)
                     sum += to[j * s->channels] = *from++;
                 centre[c] += (double)sum;
             }
-    /* Of the numbers less a channel's mean, which but for the border is theirs too: else their products would cancel. */
+    /* Of the numbers less a channel's mean, which but for the border is theirs too: else their products
+       would cancel. */
     for (long k = 0; k < count; k++)
         centres[k] = (float)(centre[k % s->channels] / (double)(s->images * s->height * s->width));
     memset(total, 0, sizeof(double) * (size_t)(count * wide));
@@ -1156,12 +1269,22 @@ static void prepare_task(const void *arguments, long task, float *scratch)
             x[j * wide + k] = k == count;
     for (long image = 0; image < s->images; image++) {
         for (long i = 0; i < height; i++) {
-            const float *line = padded + (image * (s->height + 2) + i * s->stride) * padded_width(s) * s->channels;
+            const float *line =
+                padded + (image * (s->height + 2) + i * s->stride) * padded_width(s) * s->channels;
             for (long j = 0; j < width; j++, line += s->stride * s->channels)
                 for (long k = 0; k < count; k++)
                     x[j * wide + k] = line[at[k]] - centres[k];
             const float *a = x, *b = x;
-            Product p = {&a, &b, 1, width, 1, wide, wide, part, wide, 1};
+            Product p = {.a = &a,
+                         .b = &b,
+                         .parts = 1,
+                         .count = width,
+                         .a_row = 1,
+                         .a_step = wide,
+                         .b_step = wide,
+                         .out = part,
+                         .out_row = wide,
+                         .add = 1};
             multiply(&p, count, wide);
         }
         into_double(total, part, count * wide);
@@ -1174,13 +1297,15 @@ static void prepare_task(const void *arguments, long task, float *scratch)
         }
 }
 
-/* Images (tasks, images, channels, height, width) with a border and the channels last, (tasks, images, height + 2, width + 2,
-   channels); mean (tasks, 9 * channels) and covariance of the numbers under the kernel. */
+/* Images (tasks, images, channels, height, width) with a border and the channels last, (tasks, images,
+   height + 2, width + 2, channels); mean (tasks, 9 * channels) and covariance of the numbers under the
+   kernel. */
 int first_prepare(const Shape *s, const float *images, float *padded, float *mean, float *covariance)
 {
     Prepare job = {s, images, padded, mean, covariance};
     long count = numbers(s), wide = wide_numbers(s);
-    return each_task(s, 3 * count * wide + 2 * s->channels + out_width(s) * wide + 2 * count, prepare_task, &job);
+    return each_task(s, 3 * count * wide + 2 * s->channels + out_width(s) * wide + 2 * count, prepare_task,
+                     &job);
 }
 
 typedef struct {
@@ -1191,11 +1316,20 @@ typedef struct {
 } First;
 
 /* out = C w for (K, depth) arrays, and the sums over K of v * (C w). */
-static void times_covariance(const Shape *s, const float *covariance, const float *w, const float *v, float *out, float *sums)
+static void times_covariance(const Shape *s, const float *covariance, const float *w, const float *v,
+                             float *out, float *sums)
 {
     long count = numbers(s);
     const float *a = covariance, *b = w;
-    Product p = {&a, &b, 1, count, count, 1, s->depth, out, s->depth, 0};
+    Product p = {.a = &a,
+                 .b = &b,
+                 .parts = 1,
+                 .count = count,
+                 .a_row = count,
+                 .a_step = 1,
+                 .b_step = s->depth,
+                 .out = out,
+                 .out_row = s->depth};
     multiply(&p, count, s->depth);
     for (long d = 0; d < s->depth; d += LANES) {
         vec sum = splat(0);
@@ -1205,13 +1339,15 @@ static void times_covariance(const Shape *s, const float *covariance, const floa
     }
 }
 
-/* Four pixels are computed together: the corners of a pooling window, or without pooling four that follow each other, of which the
-   last is repeated where a row ends. Either way the next window, and the next pixel of the output, is two pixels on. */
+/* Four pixels are computed together: the corners of a pooling window, or without pooling four that follow
+   each other, of which the last is repeated where a row ends. Either way the next window, and the next
+   pixel of the output, is two pixels on. */
 INLINE void four_pixels(const Shape *s, const float *line, long j, long end, const float **at)
 {
     long row = padded_width(s) * s->channels;
     for (int q = 0; q < CORNERS; q++)
-        at[q] = line + (s->stride == 1 ? q / 2 * row + (2 * j + q % 2) * s->channels : 2 * least(j + q, end - 1) * s->channels);
+        at[q] = line + (s->stride == 1 ? q / 2 * row + (2 * j + q % 2) * s->channels
+                                       : 2 * least(j + q, end - 1) * s->channels);
 }
 
 typedef struct {
@@ -1228,9 +1364,11 @@ INLINE const float *line_of(const Shape *s, const float *x, long image, long i)
     return x + (image * (s->height + 2) + 2 * i) * padded_width(s) * s->channels;
 }
 
-/* out = z of the chosen corners: with ReLU of the largest of each window, and then the choice is written; or as `given`. */
-INLINE void first_columns(const Shape *s, const int vectors, const int given, const float *x, const int32_t *at,
-                          const float *w, const float *shift, float *out, uint8_t *choice, long d)
+/* out = z of the chosen corners: with ReLU of the largest of each window, and then the choice is written;
+   or as `given`. */
+INLINE void first_columns(const Shape *s, const int vectors, const int given, const float *x,
+                          const int32_t *at, const float *w, const float *shift, float *out, uint8_t *choice,
+                          long d)
 {
     const long count = numbers(s), depth = s->depth;
     const Output o = output_of(s);
@@ -1271,7 +1409,8 @@ INLINE void first_columns(const Shape *s, const int vectors, const int given, co
                         }
                         mask positive = value > splat(0);
                         store(out + first, where(value < splat(0), splat(0), value)); /* NaN stays */
-                        *(bytes *)(choice + first) = __builtin_convertvector((positive & chosen) | (~positive & NOWHERE), bytes);
+                        *(bytes *)(choice + first) =
+                            __builtin_convertvector((positive & chosen) | (~positive & NOWHERE), bytes);
                     } else
                         UNROLL for (int q = 0; q < CORNERS; q++, first += depth) {
                             vec value = z[q][v];
@@ -1283,15 +1422,16 @@ INLINE void first_columns(const Shape *s, const int vectors, const int given, co
                             } else {
                                 mask positive = value > splat(0);
                                 store(out + first, where(value < splat(0), splat(0), value));
-                                *(bytes *)(choice + first) = __builtin_convertvector(~positive & NOWHERE, bytes);
+                                *(bytes *)(choice + first) =
+                                    __builtin_convertvector(~positive & NOWHERE, bytes);
                             }
                         }
                 }
             }
 }
 
-static void first_map(const Shape *s, const int given, const float *x, const int32_t *at, const float *w, const float *shift,
-                      float *out, uint8_t *choice)
+static void first_map(const Shape *s, const int given, const float *x, const int32_t *at, const float *w,
+                      const float *shift, float *out, uint8_t *choice)
 {
     long d = 0;
     for (; d + COLUMNS * LANES <= s->depth; d += COLUMNS * LANES)
@@ -1329,27 +1469,37 @@ static void first_forward_task(const void *arguments, long task, float *scratch)
     const Shape *s = job->s;
     long count = numbers(s), size = count * s->depth;
     const float *mean = job->mean + task * count, *w = job->w + task * size;
-    float *product = scratch, *w_star = product + size, *shift_star = w_star + size, *variance = shift_star + s->depth;
+    float *product = scratch, *w_star = product + size, *shift_star = w_star + size,
+          *variance = shift_star + s->depth;
     float *rstd = variance + s->depth;
     int32_t *at = (int32_t *)(rstd + s->depth);
     distances(s, at);
     times_covariance(s, job->covariance + task * count * count, w, w, product, variance);
-    fold(s, mean, variance, w, job->scale + task * s->depth, job->shift + task * s->depth, rstd, w_star, shift_star);
+    fold(s, mean, variance, w, job->scale + task * s->depth, job->shift + task * s->depth, rstd, w_star,
+         shift_star);
     first_map(s, 0, job->x + task * padded_size(s), at, w_star, shift_star, job->out + task * pooled_size(s),
               job->choice + task * pooled_size(s));
 }
 
-/* The block's output, of images as first_prepare returns them, and what was chosen; mean and covariance may be those of other
-   images. */
-int first_forward(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w, const float *scale,
-                  const float *shift, float *out, uint8_t *choice)
+/* The block's output, of images as first_prepare returns them, and what was chosen; mean and covariance
+   may be those of other images. */
+int first_forward(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w,
+                  const float *scale, const float *shift, float *out, uint8_t *choice)
 {
-    First job = {.s = s, .x = x, .mean = mean, .covariance = covariance, .w = w, .scale = scale, .shift = shift, .out = out,
+    First job = {.s = s,
+                 .x = x,
+                 .mean = mean,
+                 .covariance = covariance,
+                 .w = w,
+                 .scale = scale,
+                 .shift = shift,
+                 .out = out,
                  .choice = choice};
     return each_task(s, 2 * numbers(s) * s->depth + 3 * s->depth + numbers(s), first_forward_task, &job);
 }
 
-/* From g, the gradient by the output, b = sum g and, for nine numbers under the kernel, x_sum = sum g x of the chosen pixels. */
+/* From g, the gradient by the output, b = sum g and, for nine numbers under the kernel, x_sum = sum g x of
+   the chosen pixels. */
 INLINE void first_sums(const Shape *s, const int vectors, const float *x, const int32_t *at, const float *g,
                        const uint8_t *choice, long d, float *b, float *x_sum)
 {
@@ -1402,22 +1552,25 @@ INLINE void first_sums(const Shape *s, const int vectors, const float *x, const 
 
        dshift = sum g,   dscale = r e,   dw = scale r (p - r^2 e C w).
 
-   And with S = <u_w, dw> + <u_scale, dscale> + <u_shift, dshift>, the derivative of <g, out> along (u_w, u_scale, u_shift), where
-   r. = - r^3 c with c = w' C u_w:
+   And with S = <u_w, dw> + <u_scale, dscale> + <u_shift, dshift>, the derivative of <g, out> along (u_w,
+   u_scale, u_shift), where r. = - r^3 c with c = w' C u_w:
 
        dS/dg = (x - m) (scale r u_w + (u_scale r + scale r.) w) + u_shift  at the chosen pixels,
        dS/dscale = r. e + r p' u_w,    dS/dshift = 0,
-       dS/dw = (u_scale r + scale r.) p - (u_scale e + scale p' u_w) r^3 C w + scale e (3 r^5 c C w - r^3 C u_w). */
+       dS/dw = (u_scale r + scale r.) p - (u_scale e + scale p' u_w) r^3 C w
+               + scale e (3 r^5 c C w - r^3 C u_w). */
 static void first_gradient_task(const void *arguments, long task, float *scratch)
 {
     const First *job = arguments;
     const Shape *s = job->s;
     const long depth = s->depth, count = numbers(s), size = count * depth;
-    const float *x = job->x + task * padded_size(s), *mean = job->mean + task * count, *w = job->w + task * size;
+    const float *x = job->x + task * padded_size(s), *mean = job->mean + task * count,
+                *w = job->w + task * size;
     const float *covariance = job->covariance + task * count * count, *scale = job->scale + task * depth;
     const float *g = job->g + task * pooled_size(s), *u_w = job->u_w ? job->u_w + task * size : NULL;
     uint8_t *choice = job->choice + task * pooled_size(s);
-    float *cw = scratch, *p = cw + size, *cu = p + size, *w_star = cu + size, *variance = w_star + size, *b = variance + depth;
+    float *cw = scratch, *p = cw + size, *cu = p + size, *w_star = cu + size, *variance = w_star + size,
+          *b = variance + depth;
     float *c = b + depth, *shift_star = c + depth;
     float *dw = job->dw + task * size;
     int32_t *at = (int32_t *)(shift_star + depth);
@@ -1445,12 +1598,14 @@ static void first_gradient_task(const void *arguments, long task, float *scratch
             store(job->dshift + task * depth + d, load(b + d));
             store(job->dscale + task * depth + d, r * e);
             for (long k = 0; k < count; k++)
-                store(dw + k * depth + d, a * r * (load(p + k * depth + d) - r * r * e * load(cw + k * depth + d)));
+                store(dw + k * depth + d,
+                      a * r * (load(p + k * depth + d) - r * r * e * load(cw + k * depth + d)));
             continue;
         }
         vec cubed = r * r * r, r_dot = -cubed * load(c + d), u_scale = load(job->u_scale + task * depth + d);
         vec by_p = u_scale * r + a * r_dot, constant = load(job->u_shift + task * depth + d);
-        vec by_cw = a * e * splat(-3) * r * r * r_dot - (u_scale * e + a * pu) * cubed, by_cu = -a * e * cubed;
+        vec by_cw = a * e * splat(-3) * r * r * r_dot - (u_scale * e + a * pu) * cubed,
+            by_cu = -a * e * cubed;
         store(job->dscale + task * depth + d, r_dot * e + r * pu);
         for (long k = 0; k < count; k++) {
             long i = k * depth + d;
@@ -1465,21 +1620,46 @@ static void first_gradient_task(const void *arguments, long task, float *scratch
         first_map(s, 1, x, at, w_star, shift_star, job->dg + task * pooled_size(s), choice);
 }
 
-static long first_gradient_floats(const Shape *s) { return 4 * numbers(s) * s->depth + 4 * s->depth + numbers(s); }
-
-int first_gradient(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w, const float *scale,
-                   const uint8_t *choice, const float *g, float *dw, float *dscale, float *dshift)
+static long first_gradient_floats(const Shape *s)
 {
-    First job = {.s = s, .x = x, .mean = mean, .covariance = covariance, .w = w, .scale = scale, .choice = (uint8_t *)choice, .g = g,
-                 .dw = dw, .dscale = dscale, .dshift = dshift};
+    return 4 * numbers(s) * s->depth + 4 * s->depth + numbers(s);
+}
+
+int first_gradient(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w,
+                   const float *scale, const uint8_t *choice, const float *g, float *dw, float *dscale,
+                   float *dshift)
+{
+    First job = {.s = s,
+                 .x = x,
+                 .mean = mean,
+                 .covariance = covariance,
+                 .w = w,
+                 .scale = scale,
+                 .choice = (uint8_t *)choice,
+                 .g = g,
+                 .dw = dw,
+                 .dscale = dscale,
+                 .dshift = dshift};
     return each_task(s, first_gradient_floats(s), first_gradient_task, &job);
 }
 
-int first_second(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w, const float *scale,
-                 const uint8_t *choice, const float *g, const float *u_w, const float *u_scale, const float *u_shift,
-                 float *dw, float *dscale, float *dg)
+int first_second(const Shape *s, const float *x, const float *mean, const float *covariance, const float *w,
+                 const float *scale, const uint8_t *choice, const float *g, const float *u_w,
+                 const float *u_scale, const float *u_shift, float *dw, float *dscale, float *dg)
 {
-    First job = {.s = s, .x = x, .mean = mean, .covariance = covariance, .w = w, .scale = scale, .choice = (uint8_t *)choice, .g = g,
-                 .u_w = u_w, .u_scale = u_scale, .u_shift = u_shift, .dw = dw, .dscale = dscale, .dg = dg};
+    First job = {.s = s,
+                 .x = x,
+                 .mean = mean,
+                 .covariance = covariance,
+                 .w = w,
+                 .scale = scale,
+                 .choice = (uint8_t *)choice,
+                 .g = g,
+                 .u_w = u_w,
+                 .u_scale = u_scale,
+                 .u_shift = u_shift,
+                 .dw = dw,
+                 .dscale = dscale,
+                 .dg = dg};
     return each_task(s, first_gradient_floats(s), first_gradient_task, &job);
 }

@@ -1,17 +1,18 @@
 """The network's blocks by a kernel in C (native.c), several times as fast on a CPU as Paddle's operators.
 
-The kernel is compiled by the system's C compiler when it is first wanted, and kept in a folder of the user's. `problem()` loads it,
-or says in a sentence why it cannot be used; then other operators have to serve.
+The kernel is compiled by the system's C compiler when it is first wanted, and kept in a folder of the user's.
+`problem()` loads it, or says in a sentence why it cannot be used; then other operators have to serve.
 
-Each operator is a PyLayer whose backward is another one, so that it can be differentiated twice, as MAML's exact meta-gradient
-wants it; a third time is not offered. A block is two of them, because the convolution is linear in each of its arguments: its second
-derivatives are convolutions again, and what batch norm's second derivative adds to the gradient by the map is added before the
-convolution goes back.
+Each operator is a PyLayer whose backward is another one, so that it can be differentiated twice, as MAML's
+exact meta-gradient wants it; a third time is not offered. A block is two of them, because the convolution is
+linear in each of its arguments: its second derivatives are convolutions again, and what batch norm's second
+derivative adds to the gradient by the map is added before the convolution goes back.
 
-Shapes: T tasks side by side, each with parameters of its own and N images; maps (T, N, H, W, channels); weights
-(T, 9 * C, D), the taps in reading order, the channels of a tap together; what is one number a channel (T, 1, D). D is a multiple of 16,
-and C too but for images. Everything is float32 and on the CPU.
+Shapes: T tasks side by side, each with parameters of its own and N images; maps (T, N, H, W, channels);
+weights (T, 9 * C, D), the taps in reading order, the channels of a tap together; what is one number a channel
+(T, 1, D). D is a multiple of 16, and C too but for images. Everything is float32 and on the CPU.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -39,11 +40,20 @@ _FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-Wno-psabi"]
 # The vector instructions of this processor; GCC on AArch64 and older Clangs know one or the other name.
 _PROCESSOR_FLAGS = [["-march=native"], ["-mcpu=native"]]
 _COMPILE_SECONDS = 300
-_ARGUMENTS = {"convolve": 7, "convolve_gradient": 5, "normalize": 6, "normalize_gradient": 9, "normalize_second": 12,
-              "first_prepare": 4, "first_forward": 8, "first_gradient": 10, "first_second": 13}
+_ARGUMENTS = {
+    "convolve": 7,
+    "convolve_gradient": 5,
+    "normalize": 6,
+    "normalize_gradient": 9,
+    "normalize_second": 12,
+    "first_prepare": 4,
+    "first_forward": 8,
+    "first_gradient": 10,
+    "first_second": 13,
+}
 
 
-# ------------------------------------------------------------------------------------------------- compiling and loading
+# -------------------------------------------------------------------------------------- compiling and loading
 
 
 class _Unusable(Exception):
@@ -57,7 +67,8 @@ def problem(announce=None):
         announce: function that takes one line, said before the kernel is compiled, which takes some seconds.
 
     Returns:
-        None, or why the kernel cannot be used, a few words for one line of output. What was found stays for the process.
+        None, or why the kernel cannot be used, a few words for one line of output. What was found stays for
+        the process.
     """
     if paddle.get_device() != "cpu":
         return f"the native kernel is for the CPU, not for {paddle.get_device()}"
@@ -72,7 +83,8 @@ def usable(width, in_channels, dtype="float32"):
 
 
 def cores():
-    """Threads that the kernel uses by default: OMP_NUM_THREADS where it is a number, else the cores this process may use."""
+    """Threads that the kernel uses by default: OMP_NUM_THREADS where it is a number, else the cores this
+    process may use."""
     try:
         return max(1, int(os.environ["OMP_NUM_THREADS"]))
     except (KeyError, ValueError):
@@ -103,7 +115,12 @@ def _load(announce):
         raise _Unusable("the native kernel needs a C compiler, and there is no cc")
     with open(_SOURCE, "rb") as file:
         source = file.read()
-    identity = [source, _output([compiler, "--version"]), repr((_FLAGS, _PROCESSOR_FLAGS)).encode(), _processor().encode()]
+    identity = [
+        source,
+        _output([compiler, "--version"]),
+        repr((_FLAGS, _PROCESSOR_FLAGS)).encode(),
+        _processor().encode(),
+    ]
     name = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in identity)).hexdigest()
     path = os.path.join(_folder(), name + ".so")
     if not os.path.exists(path):
@@ -126,7 +143,11 @@ def _load(announce):
 def _folder():
     """Where compiled kernels are kept: only what this user alone can write there is ever loaded."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
-    folder = os.path.join(cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache"), "paddle_maml", "native")
+    folder = os.path.join(
+        cache if os.path.isabs(cache) else os.path.join(os.path.expanduser("~"), ".cache"),
+        "paddle_maml",
+        "native",
+    )
     os.makedirs(folder, mode=0o700, exist_ok=True)
     status = os.lstat(folder)
     if not stat.S_ISDIR(status.st_mode) or not _own(status):
@@ -135,12 +156,16 @@ def _folder():
 
 
 def _own(status):
-    return (not hasattr(os, "geteuid") or status.st_uid == os.geteuid()) and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return (not hasattr(os, "geteuid") or status.st_uid == os.geteuid()) and not status.st_mode & (
+        stat.S_IWGRP | stat.S_IWOTH
+    )
 
 
 def _output(command):
     try:
-        return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMPILE_SECONDS, check=False).stdout
+        return subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMPILE_SECONDS, check=False
+        ).stdout
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _Unusable(f"the C compiler does not work ({error})") from error
 
@@ -152,8 +177,22 @@ def _processor():
             first, _, _ = file.read().partition("\n\n")
     except OSError:
         first = ""
-    kept = [line for line in first.splitlines() if line.partition(":")[0].strip() in
-            ("vendor_id", "cpu family", "model", "model name", "stepping", "flags", "Features", "CPU part", "CPU implementer")]
+    kept = [
+        line
+        for line in first.splitlines()
+        if line.partition(":")[0].strip()
+        in (
+            "vendor_id",
+            "cpu family",
+            "model",
+            "model name",
+            "stepping",
+            "flags",
+            "Features",
+            "CPU part",
+            "CPU implementer",
+        )
+    ]
     return "\n".join([platform.system(), platform.machine(), platform.processor(), *kept])
 
 
@@ -167,14 +206,22 @@ def _compile(compiler, source, path):
         for processor_flags in _PROCESSOR_FLAGS:
             command = [compiler, *_FLAGS, *processor_flags, "-o", result, text, "-lm"]
             try:
-                done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_COMPILE_SECONDS, check=False)
+                done = subprocess.run(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    capture_output=True,
+                    timeout=_COMPILE_SECONDS,
+                    check=False,
+                )
             except (OSError, subprocess.TimeoutExpired) as error:
                 raise _Unusable(f"the C compiler does not work ({error})") from error
             if done.returncode == 0 and os.path.exists(result):
                 break
             failures += done.stderr.decode(errors="replace").strip().splitlines()[:1]
         else:
-            raise _Unusable(f"the C compiler failed ({failures[0][:200] if failures else 'it did not say why'})")
+            raise _Unusable(
+                f"the C compiler failed ({failures[0][:200] if failures else 'it did not say why'})"
+            )
         os.chmod(result, 0o700)
         with open(result, "rb") as file:
             os.fsync(file.fileno())
@@ -185,27 +232,50 @@ def _check(library):
     """Refuse a kernel that computes something else than a convolution by its definition."""
     random, tasks, images, channels, depth = np.random.RandomState(0), 2, 3, 16, 16
     for size, stride in ((8, 1), (3, 1), (5, 2)):
-        x, w = random.standard_normal([tasks, images, size, size, channels]), random.standard_normal([tasks, TAPS, channels, depth])
+        x, w = (
+            random.standard_normal([tasks, images, size, size, channels]),
+            random.standard_normal([tasks, TAPS, channels, depth]),
+        )
         out = (size - 1) // stride + 1
         padded = np.pad(x, [(0, 0), (0, 0), (1, 1), (1, 1), (0, 0)])
-        expected = sum(np.einsum("tnijc,tcd->tnijd", padded[:, :, tap // 3:, tap % 3:][:, :, :size:stride, :size:stride], w[:, tap])
-                       for tap in range(TAPS))
+        expected = sum(
+            np.einsum(
+                "tnijc,tcd->tnijd",
+                padded[:, :, tap // 3 :, tap % 3 :][:, :, :size:stride, :size:stride],
+                w[:, tap],
+            )
+            for tap in range(TAPS)
+        )
         arrays = [np.ascontiguousarray(a, np.float32) for a in (x, w)]
-        y, mean, variance = [np.zeros(shape, np.float32) for shape in (expected.shape, (tasks, depth), (tasks, depth))]
+        y, mean, variance = [
+            np.zeros(shape, np.float32) for shape in (expected.shape, (tasks, depth), (tasks, depth))
+        ]
         shape = _Shape(tasks, images, size, size, channels, depth, stride, 2)
-        failed = library.convolve(ctypes.addressof(shape), *[a.ctypes.data for a in arrays], None, None,
-                                  *[a.ctypes.data for a in (y, mean, variance)])
-        right = np.allclose(y, expected, atol=1e-3) and np.allclose(mean, expected.mean(axis=(1, 2, 3)), atol=1e-3) \
-            and np.allclose(variance, expected.var(axis=(1, 2, 3)), rtol=1e-3) and y.shape[2] == out
+        failed = library.convolve(
+            ctypes.addressof(shape),
+            *[a.ctypes.data for a in arrays],
+            None,
+            None,
+            *[a.ctypes.data for a in (y, mean, variance)],
+        )
+        right = (
+            np.allclose(y, expected, atol=1e-3)
+            and np.allclose(mean, expected.mean(axis=(1, 2, 3)), atol=1e-3)
+            and np.allclose(variance, expected.var(axis=(1, 2, 3)), rtol=1e-3)
+            and y.shape[2] == out
+        )
         if failed or not right:
             raise _Unusable("the native kernel computed something wrong on this machine")
 
 
-# -------------------------------------------------------------------------------------------------------------- calling
+# ---------------------------------------------------------------------------------------------------- calling
 
 
 class _Shape(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("tasks", "images", "height", "width", "channels", "depth", "stride", "threads")]
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in ("tasks", "images", "height", "width", "channels", "depth", "stride", "threads")
+    ]
 
     @property
     def conv_size(self):
@@ -233,7 +303,9 @@ def _call(function, shape, *tensors):
     if library is None:
         raise RuntimeError(reason)
     given = [None if tensor is None else _given(tensor) for tensor in tensors]
-    if getattr(library, function)(ctypes.addressof(shape), *[None if tensor is None else tensor.data_ptr() for tensor in given]):
+    if getattr(library, function)(
+        ctypes.addressof(shape), *[None if tensor is None else tensor.data_ptr() for tensor in given]
+    ):
         raise MemoryError(f"not enough memory for {function} of the native kernel")
 
 
@@ -265,7 +337,7 @@ def _wanted(constants, *gradients):
     return tuple(None if constant else gradient for constant, gradient in zip(constants, gradients))
 
 
-# ----------------------------------------------------------------------------------------------------------- convolution
+# ------------------------------------------------------------------------------------------------ convolution
 
 
 class Statistics(typing.NamedTuple):
@@ -276,7 +348,8 @@ class Statistics(typing.NamedTuple):
 
 
 class _Moments:
-    """The statistics of a convolution's output: a function of it, which the operator that normalises it differentiates."""
+    """The statistics of a convolution's output: a function of it, which the operator that normalises it
+    differentiates."""
 
     value = None
 
@@ -288,7 +361,9 @@ class _Convolve(PyLayer):
         ctx.shape = shape
         y, mean, variance = paddle.empty(shape.maps()), None, None
         if moments is not None:
-            moments.value = Statistics(paddle.empty([shape.tasks, shape.depth]), paddle.empty([shape.tasks, shape.depth]))
+            moments.value = Statistics(
+                paddle.empty([shape.tasks, shape.depth]), paddle.empty([shape.tasks, shape.depth])
+            )
             mean, variance = moments.value
         _call("convolve", shape, x, weight, None, None, y, mean, variance)
         return y
@@ -301,7 +376,8 @@ class _Convolve(PyLayer):
 
 
 class _ConvolveGradient(PyLayer):
-    """By the arguments that are not constant: Paddle 2.6 dies in the second derivative of an operator of which one output is not used."""
+    """By the arguments that are not constant: Paddle 2.6 dies in the second derivative of an operator of
+    which one output is not used."""
 
     @staticmethod
     def forward(ctx, x, weight, grad, shape, constants):
@@ -314,13 +390,18 @@ class _ConvolveGradient(PyLayer):
         x, weight, grad = ctx.saved_tensor()
         given = iter(along)
         x_along, weight_along = [None if constant else next(given) for constant in ctx.wanted]
-        # <x_along, dx> + <weight_along, dw> = <grad, convolution(x_along, weight) + convolution(x, weight_along)>
-        factors = ([] if x_along is None else [x_along, weight]) + ([] if weight_along is None else [x, weight_along])
+        # <x_along, dx> + <weight_along, dw> = <grad, convolution(x_along, weight) + convolution(x,
+        # weight_along)>
+        factors = ([] if x_along is None else [x_along, weight]) + (
+            [] if weight_along is None else [x, weight_along]
+        )
         by_grad = paddle.empty(ctx.shape.maps())
         _call("convolve", ctx.shape, *factors, *[None] * (4 - len(factors)), by_grad, None, None)
         by_x = by_weight = None
         if x_along is not None and weight_along is not None:
-            by_x, by_weight = _gradients_of_convolution(x_along, weight_along, grad, ctx.shape, [False, False])
+            by_x, by_weight = _gradients_of_convolution(
+                x_along, weight_along, grad, ctx.shape, [False, False]
+            )
         elif x_along is not None:
             by_weight = paddle.empty(weight.shape)
             _call("convolve_gradient", ctx.shape, x_along, None, grad, None, by_weight)
@@ -335,12 +416,14 @@ def _as_tuple(outputs):
 
 
 def _gradients_of_convolution(x, weight, grad, shape, constants):
-    by_x, by_weight = [None if constant else paddle.empty(tensor.shape) for tensor, constant in zip((x, weight), constants)]
+    by_x, by_weight = [
+        None if constant else paddle.empty(tensor.shape) for tensor, constant in zip((x, weight), constants)
+    ]
     _call("convolve_gradient", shape, x, weight, grad, by_x, by_weight)
     return tuple(gradient for gradient in (by_x, by_weight) if gradient is not None)
 
 
-# ---------------------------------------------------------------------------------------------------- batch norm and so on
+# --------------------------------------------------------------------------------------- batch norm and so on
 
 
 class _Normalize(PyLayer):
@@ -373,8 +456,19 @@ class _NormalizeGradient(PyLayer):
     def backward(ctx, *along):
         y, scale, shift, grad = ctx.saved_tensor()
         by_y, by_scale, by_grad = paddle.empty(y.shape), paddle.empty(scale.shape), paddle.empty(grad.shape)
-        _call("normalize_second", ctx.shape, y, *ctx.statistics, scale, shift, grad, *along,
-              by_y, by_scale, by_grad)
+        _call(
+            "normalize_second",
+            ctx.shape,
+            y,
+            *ctx.statistics,
+            scale,
+            shift,
+            grad,
+            *along,
+            by_y,
+            by_scale,
+            by_grad,
+        )
         return _wanted(ctx.constants, by_y, by_scale, paddle.zeros_like(shift), by_grad)
 
 
@@ -389,10 +483,13 @@ def block(x, weight, scale, shift, pool, statistics=None, threads=None):
         threads: how many compute, each some of the tasks; by default `cores()`. It changes no result.
 
     Returns:
-        The output, (T, N, H // 2, W // 2, D) or (T, N, (H + 1) // 2, (W + 1) // 2, D), and the `Statistics` of these images, constants.
+        The output, (T, N, H // 2, W // 2, D) or (T, N, (H + 1) // 2, (W + 1) // 2, D), and the `Statistics`
+        of these images, constants.
     """
     tasks, images, height, width, channels = x.shape
-    shape = _shape(tasks, images, height, width, channels, weight.shape[2], 1 if pool else 2, threads or cores())
+    shape = _shape(
+        tasks, images, height, width, channels, weight.shape[2], 1 if pool else 2, threads or cores()
+    )
     _check_shapes(shape, x, weight, scale, shift)
     if channels % WIDTHS:
         raise ValueError(f"x must have a multiple of {WIDTHS} channels, not {channels}")
@@ -412,16 +509,18 @@ def _check_shapes(shape, x, weight, scale, shift):
     """The library trusts its caller."""
     expected = [[shape.tasks, TAPS * shape.channels, shape.depth]] + [[shape.tasks, 1, shape.depth]] * 2
     if [list(t.shape) for t in (weight, scale, shift)] != expected or shape.depth % WIDTHS or 0 in x.shape:
-        raise ValueError(f"weight, scale and shift must be {expected}, with a last axis that is a multiple of {WIDTHS}, not "
-                         f"{[list(t.shape) for t in (weight, scale, shift)]}")
+        raise ValueError(
+            f"weight, scale and shift must be {expected}, the last axis a multiple of {WIDTHS}, not "
+            f"{[list(t.shape) for t in (weight, scale, shift)]}"
+        )
 
 
-# ------------------------------------------------------------------------------------------------------ the first block
+# -------------------------------------------------------------------------------------------- the first block
 
 
 class Prepared(typing.NamedTuple):
-    """Images as the first block takes them: `padded` (T, N, H + 2, W + 2, C) with a border of zeros, and of the 9 * C numbers under the
-    kernel mean (T, 9 * C) and covariance (T, 9 * C, 9 * C)."""
+    """Images as the first block takes them: `padded` (T, N, H + 2, W + 2, C) with a border of zeros, and of
+    the 9 * C numbers under the kernel mean (T, 9 * C) and covariance (T, 9 * C, 9 * C)."""
 
     padded: paddle.Tensor
     mean: paddle.Tensor
@@ -440,7 +539,10 @@ def prepare(images, pool, threads=None):
     tasks, count, channels, height, width = images.shape
     shape = _shape(tasks, count, height, width, channels, WIDTHS, 1 if pool else 2, threads or cores())
     padded = paddle.empty([tasks, count, height + 2, width + 2, channels])
-    mean, covariance = paddle.empty([tasks, TAPS * channels]), paddle.empty([tasks, TAPS * channels, TAPS * channels])
+    mean, covariance = (
+        paddle.empty([tasks, TAPS * channels]),
+        paddle.empty([tasks, TAPS * channels, TAPS * channels]),
+    )
     _call("first_prepare", shape, images, padded, mean, covariance)
     return Prepared(padded, mean, covariance, pool)
 
@@ -473,8 +575,19 @@ class _FirstGradient(PyLayer):
     def backward(ctx, *along):
         weight, scale, shift, grad = ctx.saved_tensor()
         by_weight, by_scale, by_grad = [paddle.empty(t.shape) for t in (weight, scale, grad)]
-        _call("first_second", ctx.shape, *ctx.images, weight, scale, ctx.choice, grad, *along,
-              by_weight, by_scale, by_grad)
+        _call(
+            "first_second",
+            ctx.shape,
+            *ctx.images,
+            weight,
+            scale,
+            ctx.choice,
+            grad,
+            *along,
+            by_weight,
+            by_scale,
+            by_grad,
+        )
         return _wanted(ctx.constants, by_weight, by_scale, paddle.zeros_like(shift), by_grad)
 
 
@@ -490,13 +603,24 @@ def first_block(prepared, weight, scale, shift, statistics=None, threads=None):
         The output as `block` has it.
     """
     tasks, images, height, width, channels = prepared.padded.shape
-    shape = _shape(tasks, images, height - 2, width - 2, channels, weight.shape[2], 1 if prepared.pool else 2, threads or cores())
+    shape = _shape(
+        tasks,
+        images,
+        height - 2,
+        width - 2,
+        channels,
+        weight.shape[2],
+        1 if prepared.pool else 2,
+        threads or cores(),
+    )
     _check_shapes(shape, prepared.padded, weight, scale, shift)
     moments = statistics or prepared
-    return _First.apply(weight, scale, shift, shape, _Constants(prepared.padded, moments.mean, moments.covariance))
+    return _First.apply(
+        weight, scale, shift, shape, _Constants(prepared.padded, moments.mean, moments.covariance)
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------- the network
+# ------------------------------------------------------------------------------------------------ the network
 
 
 def features(prepared, packed, statistics=None, threads=None):
@@ -504,7 +628,8 @@ def features(prepared, packed, statistics=None, threads=None):
 
     Args:
         prepared: of the images.
-        packed: for each block weight, scale and shift as `block` takes them; what follows after the last block is not looked at.
+        packed: for each block weight, scale and shift as `block` takes them; what follows after the last
+            block is not looked at.
         statistics: what this returned for other images, which batch norm shall use.
 
     Returns:
@@ -514,6 +639,6 @@ def features(prepared, packed, statistics=None, threads=None):
     x = first_block(prepared, *packed[:3], statistics=statistics and statistics[0], threads=threads)
     for number in range(1, len(packed) // 3):
         given = statistics and statistics[number]
-        x, own = block(x, *packed[3 * number:3 * number + 3], prepared.pool, given, threads)
+        x, own = block(x, *packed[3 * number : 3 * number + 3], prepared.pool, given, threads)
         used.append(given or own)
     return x, used

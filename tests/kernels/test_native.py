@@ -1,7 +1,9 @@
 """The native kernel: its operators against PyTorch in float64, and what happens where it cannot be compiled.
 
-Every shape is run by the code of this processor's widest vectors, of AVX2 and of plain SSE, where those exist.
+Every shape is run by the code of this processor's widest vectors, of AVX2 and of plain SSE, where those
+exist.
 """
+
 import os
 import platform
 import shutil
@@ -30,7 +32,11 @@ def library(request, tmp_path_factory):
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
         patch.delenv(native.SWITCH, raising=False)
         patch.setattr(native, "_result", None)
-        patch.setattr(native, "_PROCESSOR_FLAGS", [[*flags, *INSTRUCTIONS[request.param]] for flags in native._PROCESSOR_FLAGS])
+        patch.setattr(
+            native,
+            "_PROCESSOR_FLAGS",
+            [[*flags, *INSTRUCTIONS[request.param]] for flags in native._PROCESSOR_FLAGS],
+        )
         assert native.problem() is None
         return native._result
 
@@ -43,17 +49,25 @@ def kernel(library, monkeypatch):
 
 
 def torch_block(x, weight, scale, shift, pool, statistics=None):
-    """One task's block by PyTorch, channels last: output, and z before the ReLU with its pooling windows as the last axis."""
+    """One task's block by PyTorch, channels last: output, and z before the ReLU with its pooling windows as
+    the last axis."""
     import torch.nn.functional as F
 
     depth = weight.shape[1]
     kernel = weight.reshape(3, 3, -1, depth).permute(3, 2, 0, 1)
     y = F.conv2d(x.permute(0, 3, 1, 2), kernel, stride=1 if pool else 2, padding=1)
     mean, variance = statistics or (y.mean((0, 2, 3)), y.var((0, 2, 3), unbiased=False))
-    z = (y - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt() * scale[0, :, None, None] + shift[0, :, None, None]
+    z = (y - mean[:, None, None]) / (variance[:, None, None] + 1e-5).sqrt() * scale[0, :, None, None] + shift[
+        0, :, None, None
+    ]
     if pool:
         height, width = (size // 2 for size in z.shape[2:])
-        windows = z[:, :, :2 * height, :2 * width].reshape(*z.shape[:2], height, 2, width, 2).permute(0, 2, 4, 1, 3, 5).flatten(4)
+        windows = (
+            z[:, :, : 2 * height, : 2 * width]
+            .reshape(*z.shape[:2], height, 2, width, 2)
+            .permute(0, 2, 4, 1, 3, 5)
+            .flatten(4)
+        )
     else:
         windows = z.permute(0, 2, 3, 1).unsqueeze(-1)
     return F.relu(windows.max(-1).values), windows.detach(), (mean, variance)
@@ -62,7 +76,9 @@ def torch_block(x, weight, scale, shift, pool, statistics=None):
 def clear_of_ties(windows):
     """Whether rounding in float32 chooses the same corner everywhere."""
     ordered = windows.sort(-1).values
-    gaps = [ordered[..., -1].abs().min()] + ([(ordered[..., -1] - ordered[..., -2]).min()] if windows.shape[-1] > 1 else [])
+    gaps = [ordered[..., -1].abs().min()] + (
+        [(ordered[..., -1] - ordered[..., -2]).min()] if windows.shape[-1] > 1 else []
+    )
     return min(gap.item() for gap in gaps) > 5e-5
 
 
@@ -74,7 +90,10 @@ def draw(shape, depth, pool):
         random = np.random.RandomState(seed)
         x = random.standard_normal(shape)
         weight = random.standard_normal([tasks, 9 * channels, depth]) * np.sqrt(2 / (9 * channels))
-        scale, shift = 1 + random.standard_normal([tasks, 1, depth]), random.standard_normal([tasks, 1, depth]) * 0.3
+        scale, shift = (
+            1 + random.standard_normal([tasks, 1, depth]),
+            random.standard_normal([tasks, 1, depth]) * 0.3,
+        )
         arrays = [np.float64(np.float32(a)) for a in (x, weight, scale, shift)]
         blocks = [torch_block(*(torch.tensor(a[task]) for a in arrays), pool) for task in range(tasks)]
         if all(clear_of_ties(windows) for _, windows, _ in blocks):
@@ -83,7 +102,8 @@ def draw(shape, depth, pool):
 
 
 def torch_derivatives(arrays, weights, directions, pool, by_x):
-    """Output, gradients of sum(weights * (out + out^2)), and their derivative along the directions, task by task."""
+    """Output, gradients of sum(weights * (out + out^2)), and their derivative along the directions, task by
+    task."""
     import torch
 
     results = []
@@ -91,7 +111,9 @@ def torch_derivatives(arrays, weights, directions, pool, by_x):
         inputs = [torch.tensor(a[task], requires_grad=by_x or number > 0) for number, a in enumerate(arrays)]
         out, _, _ = torch_block(*inputs, pool)
         variables = inputs if by_x else inputs[1:]
-        first = torch.autograd.grad((torch.tensor(weights[task]) * (out + out * out)).sum(), variables, create_graph=True)
+        first = torch.autograd.grad(
+            (torch.tensor(weights[task]) * (out + out * out)).sum(), variables, create_graph=True
+        )
         along = [torch.tensor(d[task]) for d in (directions if by_x else directions[1:])]
         results.append([out, *first, *torch.autograd.grad(first, variables, along)])
     return [np.stack([r.detach().numpy() for r in parts]) for parts in zip(*results)]
@@ -106,7 +128,9 @@ def leaves(arrays):
 
 def derivatives(function, variables, weights, directions):
     out = function(*variables)
-    first = paddle.grad((paddle.to_tensor(np.float32(weights)) * (out + out * out)).sum(), variables, create_graph=True)
+    first = paddle.grad(
+        (paddle.to_tensor(np.float32(weights)) * (out + out * out)).sum(), variables, create_graph=True
+    )
     second = paddle.grad(first, variables, [paddle.to_tensor(np.float32(d)) for d in directions])
     return [t.numpy() for t in (out, *first, *second)]
 
@@ -119,13 +143,28 @@ def assert_close(ours, theirs, allowed):
         assert off < allowed, f"number {number}: {off:.2g}"
 
 
-# Tasks, images, height, width, channels; depth; whether a pooling follows. Small maps are convolved by definition, the others by
-# Winograd's algorithm with tiles of 4 and of 2 pixels, alone and together.
-SHAPES = [((2, 3, 8, 8, 16), 16, True), ((1, 1, 6, 6, 16), 16, True), ((2, 2, 7, 9, 16), 32, True), ((3, 4, 3, 3, 32), 16, True),
-          ((1, 2, 10, 14, 16), 16, True), ((1, 1, 2, 3, 16), 16, True), ((1, 5, 2, 2, 16), 48, True), ((2, 1, 11, 5, 48), 16, True),
-          ((1, 1, 13, 18, 16), 16, True), ((1, 20, 7, 7, 16), 16, True), ((1, 2, 8, 8, 80), 64, True), ((1, 1, 9, 6, 64), 80, True),
-          ((2, 3, 8, 8, 16), 16, False), ((1, 1, 5, 7, 16), 32, False), ((2, 4, 3, 3, 32), 16, False), ((1, 7, 2, 2, 16), 16, False),
-          ((1, 3, 1, 1, 16), 16, False), ((1, 2, 4, 9, 64), 80, False)]
+# Tasks, images, height, width, channels; depth; whether a pooling follows. Small maps are convolved by
+# definition, the others by Winograd's algorithm with tiles of 4 and of 2 pixels, alone and together.
+SHAPES = [
+    ((2, 3, 8, 8, 16), 16, True),
+    ((1, 1, 6, 6, 16), 16, True),
+    ((2, 2, 7, 9, 16), 32, True),
+    ((3, 4, 3, 3, 32), 16, True),
+    ((1, 2, 10, 14, 16), 16, True),
+    ((1, 1, 2, 3, 16), 16, True),
+    ((1, 5, 2, 2, 16), 48, True),
+    ((2, 1, 11, 5, 48), 16, True),
+    ((1, 1, 13, 18, 16), 16, True),
+    ((1, 20, 7, 7, 16), 16, True),
+    ((1, 2, 8, 8, 80), 64, True),
+    ((1, 1, 9, 6, 64), 80, True),
+    ((2, 3, 8, 8, 16), 16, False),
+    ((1, 1, 5, 7, 16), 32, False),
+    ((2, 4, 3, 3, 32), 16, False),
+    ((1, 7, 2, 2, 16), 16, False),
+    ((1, 3, 1, 1, 16), 16, False),
+    ((1, 2, 4, 9, 64), 80, False),
+]
 
 
 @pytest.mark.parametrize("shape, depth, pool", SHAPES)
@@ -144,13 +183,24 @@ def test_block_of_a_constant_input(kernel, shape, depth, pool):
     directions = [np.float64(np.float32(np.random.RandomState(50).standard_normal(a.shape))) for a in arrays]
     expected = torch_derivatives(arrays, weights, directions, pool, by_x=False)
     x = paddle.to_tensor(np.float32(arrays[0]))
-    ours = derivatives(lambda *inputs: kernel.block(x, *inputs, pool)[0], leaves(arrays[1:]), weights, directions[1:])
+    ours = derivatives(
+        lambda *inputs: kernel.block(x, *inputs, pool)[0], leaves(arrays[1:]), weights, directions[1:]
+    )
     assert_close(ours, expected, 5e-5)
 
 
-FIRST_SHAPES = [((2, 3, 8, 8, 1), 16, True), ((1, 1, 5, 7, 3), 32, True), ((2, 2, 9, 6, 1), 80, True), ((1, 4, 2, 2, 3), 16, True),
-                ((1, 2, 6, 6, 5), 16, True), ((1, 2, 6, 6, 16), 16, True),
-                ((2, 3, 8, 8, 1), 16, False), ((1, 1, 5, 7, 3), 32, False), ((2, 2, 9, 13, 1), 80, False), ((1, 3, 1, 1, 2), 16, False)]
+FIRST_SHAPES = [
+    ((2, 3, 8, 8, 1), 16, True),
+    ((1, 1, 5, 7, 3), 32, True),
+    ((2, 2, 9, 6, 1), 80, True),
+    ((1, 4, 2, 2, 3), 16, True),
+    ((1, 2, 6, 6, 5), 16, True),
+    ((1, 2, 6, 6, 16), 16, True),
+    ((2, 3, 8, 8, 1), 16, False),
+    ((1, 1, 5, 7, 3), 32, False),
+    ((2, 2, 9, 13, 1), 80, False),
+    ((1, 3, 1, 1, 2), 16, False),
+]
 
 
 @pytest.mark.parametrize("shape, depth, pool", FIRST_SHAPES)
@@ -160,7 +210,9 @@ def test_first_block_equals_pytorch(kernel, shape, depth, pool):
     expected = torch_derivatives(arrays, weights, directions, pool, by_x=False)
     images = paddle.to_tensor(np.float32(arrays[0].transpose(0, 1, 4, 2, 3)))
     prepared = kernel.prepare(images, pool)
-    ours = derivatives(lambda *inputs: kernel.first_block(prepared, *inputs), leaves(arrays[1:]), weights, directions[1:])
+    ours = derivatives(
+        lambda *inputs: kernel.first_block(prepared, *inputs), leaves(arrays[1:]), weights, directions[1:]
+    )
     assert_close(ours[:1], expected[:1], 5e-6)
     assert_close(ours[1:], expected[1:], 1e-4)
 
@@ -175,7 +227,9 @@ def test_a_nearly_constant_map(kernel, pool, size):
     weight = np.zeros([1, 9, 16, 16])
     weight[:, 4] = np.eye(16)
     weight, scale, shift = weight.reshape(1, 144, 16), np.ones([1, 1, 16]), np.full([1, 1, 16], 3.0)
-    expected, _, (mean, variance) = torch_block(*(torch.tensor(a[0]) for a in (x, weight, scale, shift)), pool)
+    expected, _, (mean, variance) = torch_block(
+        *(torch.tensor(a[0]) for a in (x, weight, scale, shift)), pool
+    )
     out, own = kernel.block(*[paddle.to_tensor(np.float32(a)) for a in (x, weight, scale, shift)], pool)
     np.testing.assert_allclose(own.mean.numpy()[0], mean.numpy(), rtol=1e-6)
     np.testing.assert_allclose(own.variance.numpy()[0], variance.numpy(), rtol=2e-3)
@@ -187,15 +241,29 @@ def test_the_covariance_of_nearly_constant_images(kernel):
     images = np.float32(1000 + random.standard_normal([2, 3, 2, 6, 5]))
     prepared = kernel.prepare(paddle.to_tensor(images), pool=True)
     padded = np.pad(np.float64(images), [(0, 0), (0, 0), (0, 0), (1, 1), (1, 1)])
-    windows = np.stack([padded[:, :, c, i:i + 6, j:j + 5].reshape(2, -1) for i in range(3) for j in range(3) for c in range(2)], 1)
+    windows = np.stack(
+        [
+            padded[:, :, c, i : i + 6, j : j + 5].reshape(2, -1)
+            for i in range(3)
+            for j in range(3)
+            for c in range(2)
+        ],
+        1,
+    )
     np.testing.assert_allclose(prepared.mean.numpy(), windows.mean(axis=2), rtol=1e-6)
     for task in range(2):
-        np.testing.assert_allclose(prepared.covariance.numpy()[task], np.cov(windows[task], bias=True), rtol=1e-5, atol=0.05)
+        np.testing.assert_allclose(
+            prepared.covariance.numpy()[task], np.cov(windows[task], bias=True), rtol=1e-5, atol=0.05
+        )
     # Where the border has no part, at the middle of the kernel.
     middle = slice(8, 10)
     for task in range(2):
-        np.testing.assert_allclose(prepared.covariance.numpy()[task, middle, middle], np.cov(windows[task], bias=True)[middle, middle],
-                                   rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(
+            prepared.covariance.numpy()[task, middle, middle],
+            np.cov(windows[task], bias=True)[middle, middle],
+            rtol=1e-4,
+            atol=1e-4,
+        )
 
 
 @pytest.mark.parametrize("size", [2, 8])
@@ -210,7 +278,8 @@ def test_a_tie_goes_to_the_first_corner_only(kernel, size):
         weight = np.zeros([1, 9, 16, 16], np.float32)
         weight[:, 4] = np.eye(16)
         inputs = leaves([x, weight.reshape(1, 144, 16), np.ones([1, 1, 16]), np.full([1, 1, 16], 5)])
-        # Batch norm spreads gradients over the map: those at the corners differ from the rest by what was chosen.
+        # Batch norm spreads gradients over the map: those at the corners differ from the rest by what was
+        # chosen.
         out, _ = kernel.block(*inputs, True)
         by_x, _, _, by_shift = [g.numpy() for g in paddle.grad(out[:, :, 0, 0].sum(), inputs)]
         np.testing.assert_allclose(by_shift, 1, rtol=1e-5)
@@ -238,7 +307,10 @@ def test_a_tie_of_images_goes_to_the_first_corner_only(kernel):
 
 
 def test_nothing_positive_has_no_gradient(kernel):
-    arrays = np.random.RandomState(0).standard_normal([1, 2, 8, 8, 16]), np.random.RandomState(1).standard_normal([1, 144, 16])
+    arrays = (
+        np.random.RandomState(0).standard_normal([1, 2, 8, 8, 16]),
+        np.random.RandomState(1).standard_normal([1, 144, 16]),
+    )
     inputs = leaves([*arrays, np.zeros([1, 1, 16]), np.zeros([1, 1, 16])])
     out, _ = kernel.block(*inputs, True)
     assert not out.numpy().any()
@@ -246,7 +318,9 @@ def test_nothing_positive_has_no_gradient(kernel):
 
 
 def test_nan_is_not_hidden(kernel):
-    inputs = leaves([np.ones([1, 2, 8, 8, 16]), np.ones([1, 144, 16]), np.full([1, 1, 16], np.nan), np.zeros([1, 1, 16])])
+    inputs = leaves(
+        [np.ones([1, 2, 8, 8, 16]), np.ones([1, 144, 16]), np.full([1, 1, 16], np.nan), np.zeros([1, 1, 16])]
+    )
     assert np.isnan(kernel.block(*inputs, True)[0].numpy()).all()
     prepared = kernel.prepare(paddle.rand([1, 2, 1, 8, 8]), True)
     assert np.isnan(kernel.first_block(prepared, paddle.ones([1, 9, 16]), *inputs[2:]).numpy()).all()
@@ -256,8 +330,10 @@ def test_nan_is_not_hidden(kernel):
 def test_statistics_of_other_images(kernel, pool):
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     random = np.random.RandomState(0)
-    x, other, weight, scale, shift = [np.float64(np.float32(random.standard_normal(shape))) for shape in
-                                      ([2, 3, 7, 8, 16], [2, 4, 7, 8, 16], [2, 144, 32], [2, 1, 32], [2, 1, 32])]
+    x, other, weight, scale, shift = [
+        np.float64(np.float32(random.standard_normal(shape)))
+        for shape in ([2, 3, 7, 8, 16], [2, 4, 7, 8, 16], [2, 144, 32], [2, 1, 32], [2, 1, 32])
+    ]
     tensors = [paddle.to_tensor(np.float32(a)) for a in (weight, scale, shift)]
     _, statistics = kernel.block(paddle.to_tensor(np.float32(other)), *tensors, pool)
     out, _ = kernel.block(paddle.to_tensor(np.float32(x)), *tensors, pool, statistics)
@@ -276,14 +352,20 @@ def network_arrays(random, pool, channels=1, tasks=3, images=4, size=20, width=1
     arrays = []
     for number in range(4):
         rows = 9 * (width if number else channels)
-        arrays += [random.standard_normal([tasks, rows, width]) * np.sqrt(2 / rows), 1 + 0.7 * random.standard_normal([tasks, 1, width]),
-                   0.3 * random.standard_normal([tasks, 1, width])]
+        arrays += [
+            random.standard_normal([tasks, rows, width]) * np.sqrt(2 / rows),
+            1 + 0.7 * random.standard_normal([tasks, 1, width]),
+            0.3 * random.standard_normal([tasks, 1, width]),
+        ]
     features = width * (1 if pool else 4)
-    return random.standard_normal([tasks, images, channels, size, size]), arrays + [random.standard_normal([tasks, features, 5]) * 0.3]
+    return random.standard_normal([tasks, images, channels, size, size]), arrays + [
+        random.standard_normal([tasks, features, 5]) * 0.3
+    ]
 
 
 def network_loss(features, packed):
-    """The sum over the tasks of the mean square of the linear layer's output; products of two axes, which any Paddle differentiates twice."""
+    """The sum over the tasks of the mean square of the linear layer's output; products of two axes, which any
+    Paddle differentiates twice."""
     total = 0.0
     for task in range(features.shape[0]):
         rows = features[task].reshape([features.shape[1], -1])  # flatten has no second derivative
@@ -301,18 +383,24 @@ def test_hessian_vector_product_of_the_network(kernel, pool, channels):
     def torch_features(x, packed):
         x = x.permute(0, 2, 3, 1)
         for number in range(4):
-            x, _, _ = torch_block(x, *packed[3 * number:3 * number + 3], pool)
+            x, _, _ = torch_block(x, *packed[3 * number : 3 * number + 3], pool)
         return x
 
     prepared, packed = kernel.prepare(paddle.to_tensor(np.float32(images)), pool), leaves(arrays)
-    gradient = paddle.grad(network_loss(kernel.features(prepared, packed)[0], packed), packed, create_graph=True)
+    gradient = paddle.grad(
+        network_loss(kernel.features(prepared, packed)[0], packed), packed, create_graph=True
+    )
     vectors = [np.random.RandomState(9).standard_normal(a.shape) for a in arrays]
     products = paddle.grad(gradient, packed, [paddle.to_tensor(np.float32(v)) for v in vectors])
     for task in range(len(images)):
         theirs = [torch.tensor(np.float64(np.float32(a[task])), requires_grad=True) for a in arrays]
-        outputs = torch_features(torch.tensor(np.float64(np.float32(images[task]))), theirs).flatten(1) @ theirs[-1]
+        outputs = (
+            torch_features(torch.tensor(np.float64(np.float32(images[task]))), theirs).flatten(1) @ theirs[-1]
+        )
         first = torch.autograd.grad((outputs * outputs).mean(), theirs, create_graph=True)
-        second = torch.autograd.grad(first, theirs, [torch.tensor(np.float64(np.float32(v[task]))) for v in vectors])
+        second = torch.autograd.grad(
+            first, theirs, [torch.tensor(np.float64(np.float32(v[task]))) for v in vectors]
+        )
         assert_close([g.numpy()[task] for g in gradient], [g.detach().numpy() for g in first], 1e-3)
         assert_close([p.numpy()[task] for p in products], [p.detach().numpy() for p in second], 1e-3)
 
@@ -325,7 +413,11 @@ def test_threads_and_company_change_no_bit(kernel, pool):
     def everything(threads, tasks):
         packed = leaves([a[tasks] for a in arrays])
         prepared = kernel.prepare(paddle.to_tensor(np.float32(images[tasks])), pool, threads)
-        gradient = paddle.grad(network_loss(kernel.features(prepared, packed, threads=threads)[0], packed), packed, create_graph=True)
+        gradient = paddle.grad(
+            network_loss(kernel.features(prepared, packed, threads=threads)[0], packed),
+            packed,
+            create_graph=True,
+        )
         products = paddle.grad(gradient, packed, [paddle.ones_like(g) for g in gradient])
         return [t.numpy() for t in (*gradient, *products)]
 
@@ -344,7 +436,9 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused(kernel):
     with pytest.raises(ValueError, match="multiple of 16"):
         kernel.block(paddle.ones([1, 2, 8, 8, 3]), paddle.ones([1, 27, 16]), scale, scale, True)
     with pytest.raises(TypeError, match="float32"):
-        kernel.block(x.astype("float64"), paddle.ones([1, 144, 16], "float64"), *[scale.astype("float64")] * 2, True)
+        kernel.block(
+            x.astype("float64"), paddle.ones([1, 144, 16], "float64"), *[scale.astype("float64")] * 2, True
+        )
     assert kernel.usable(64, 1) and kernel.usable(16, 3, paddle.float32)
     assert not kernel.usable(8, 1) and not kernel.usable(64, 1, "float64")
 
@@ -353,13 +447,17 @@ def test_shapes_and_dtypes_that_do_not_fit_are_refused(kernel):
 def test_gaps_in_a_tensor_do_no_harm(kernel, pool):
     """A turned view of x, and second derivatives through it."""
     random = np.random.RandomState(1)
-    x, *parameters = [random.standard_normal(shape) for shape in ([2, 3, 8, 6, 16], [2, 144, 16], [2, 1, 16], [2, 1, 16])]
+    x, *parameters = [
+        random.standard_normal(shape) for shape in ([2, 3, 8, 6, 16], [2, 144, 16], [2, 1, 16], [2, 1, 16])
+    ]
 
     def everything(view, x):
         inputs = leaves([x, *parameters])
         out, _ = kernel.block(view(inputs[0]), *inputs[1:], pool)
         first = paddle.grad((out * out).sum(), inputs, create_graph=True)
-        return [out.numpy()] + [t.numpy() for t in (*first, *paddle.grad(first, inputs, [paddle.ones_like(g) for g in first]))]
+        return [out.numpy()] + [
+            t.numpy() for t in (*first, *paddle.grad(first, inputs, [paddle.ones_like(g) for g in first]))
+        ]
 
     plain = everything(lambda t: t, x)
     turned = everything(lambda t: t.transpose([0, 1, 3, 2, 4]), x.transpose(0, 1, 3, 2, 4))
@@ -368,7 +466,7 @@ def test_gaps_in_a_tensor_do_no_harm(kernel, pool):
         assert (a == (b if a.shape == b.shape else b.transpose(0, 1, 3, 2, 4))).all()
 
 
-# --------------------------------------------------------------------------------------------- where it cannot be used
+# ------------------------------------------------------------------------------------ where it cannot be used
 
 
 @pytest.fixture
@@ -409,7 +507,9 @@ def test_without_a_compiler(cache, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "no cc" in native.problem()
     with pytest.raises(RuntimeError, match="no cc"):
-        native.block(paddle.ones([1, 1, 4, 4, 16]), paddle.ones([1, 144, 16]), *[paddle.ones([1, 1, 16])] * 2, True)
+        native.block(
+            paddle.ones([1, 1, 4, 4, 16]), paddle.ones([1, 144, 16]), *[paddle.ones([1, 1, 16])] * 2, True
+        )
 
 
 def test_with_a_compiler_that_fails(cache, tmp_path, monkeypatch):
@@ -419,10 +519,14 @@ def test_with_a_compiler_that_fails(cache, tmp_path, monkeypatch):
 
 
 def test_with_a_compiler_that_makes_something_wrong(cache, tmp_path, monkeypatch):
-    fake_compiler(tmp_path, monkeypatch, f"""
+    fake_compiler(
+        tmp_path,
+        monkeypatch,
+        f"""
 for argument; do case "$argument" in *native.c) sed -i 's/tap % 3 - 1/1 - tap % 3/' "$argument";; esac; done
 exec {CC} "$@"
-""")
+""",
+    )
     assert "wrong" in native.problem()
 
 
@@ -468,8 +572,10 @@ def test_a_damaged_library_is_made_again(cache, tmp_path):
 
 
 def start(code):
-    code = ("import paddle_maml\nfrom paddle_maml import device\ndevice.prepare()\nimport paddle\n"
-            "from paddle_maml.kernels import native\n" + code)
+    code = (
+        "import paddle_maml\nfrom paddle_maml import device\ndevice.prepare()\nimport paddle\n"
+        "from paddle_maml.kernels import native\n" + code
+    )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(native.__file__))))
     return subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
 
@@ -486,20 +592,37 @@ def test_several_processes_at_once(cache):
     assert len(list(cache.iterdir())) == 1
 
 
-# ------------------------------------------------------------------------------------------------------------ sanitizers
+# ------------------------------------------------------------------------------------------------- sanitizers
 
 
 @pytest.mark.parametrize("flags", [[], ["-mno-avx512f", "-mavx2", "-mfma"]] if X86 else [[]])
 def test_under_sanitizers(tmp_path, flags):
-    """Every function on arrays of the exact size, by a program compiled with AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Every function on arrays of the exact size, by a program compiled with AddressSanitizer and
+    UndefinedBehaviorSanitizer."""
     program = str(tmp_path / "driver")
-    command = [CC, "-O1", "-g", "-std=gnu11", "-march=native", *flags, "-fsanitize=address,undefined", "-fno-sanitize-recover=all",
-               "-Wno-psabi", "-pthread", "-o", program]
+    command = [
+        CC,
+        "-O1",
+        "-g",
+        "-std=gnu11",
+        "-march=native",
+        *flags,
+        "-fsanitize=address,undefined",
+        "-fno-sanitize-recover=all",
+        "-Wno-psabi",
+        "-pthread",
+        "-o",
+        program,
+    ]
     (tmp_path / "empty.c").write_text("int main(void) { return 0; }\n")
-    if subprocess.run([*command, str(tmp_path / "empty.c")], capture_output=True).returncode \
-            or subprocess.run([program], capture_output=True).returncode:
+    if (
+        subprocess.run([*command, str(tmp_path / "empty.c")], capture_output=True).returncode
+        or subprocess.run([program], capture_output=True).returncode
+    ):
         pytest.skip("this compiler has no sanitizers")
-    subprocess.run([*command, os.path.join(FOLDER, "native_driver.c"), native._SOURCE, "-lm"], check=True, timeout=300)
+    subprocess.run(
+        [*command, os.path.join(FOLDER, "native_driver.c"), native._SOURCE, "-lm"], check=True, timeout=300
+    )
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("shapes")
