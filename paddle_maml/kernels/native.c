@@ -408,8 +408,48 @@ static int use_winograd(const Shape *s)
     return s->stride == 1 && s->images * positions * 5 / 4 + 100 < direct;
 }
 
-/* How many images fill a block of tiles of the largest size. */
-INLINE long images_together(const Tiles *tiles) { return most(1, TILES / (tiles->down * tiles->across)); }
+/* A walk over all tiles, block by block: of some images the tiles of each size, then of the next images. */
+typedef struct {
+    Tiles sizes[4];
+    int count, size; /* of sizes; the one at hand */
+    long images;     /* at hand, as many as fill a block with tiles of the largest size */
+    long complete;   /* images that come before them */
+    long part;       /* of their tiles of this size */
+    const Tiles *tiles;
+    long first, last; /* the block: these tiles, counted over all images */
+} Walk;
+
+static Walk start(const Shape *s)
+{
+    Walk walk = {.size = 0};
+    walk.size = walk.count = tiles_of(s, walk.sizes);
+    return walk;
+}
+
+/* Returns 0 at the end. */
+static int next_block(const Shape *s, Walk *walk)
+{
+    for (;;) {
+        if (walk->size == walk->count) {
+            walk->complete += walk->images;
+            walk->images = most(1, TILES / (walk->sizes[0].down * walk->sizes[0].across));
+            walk->images = least(walk->images, s->images - walk->complete);
+            walk->size = 0;
+            if (!walk->images)
+                return 0;
+        }
+        walk->tiles = &walk->sizes[walk->size];
+        long each = walk->tiles->down * walk->tiles->across, before = walk->complete * each;
+        long count = walk->images * each, parts = (count + TILES - 1) / TILES;
+        if (walk->part < parts) {
+            walk->first = before + count * walk->part / parts;
+            walk->last = before + count * ++walk->part / parts;
+            return 1;
+        }
+        walk->part = 0;
+        walk->size++;
+    }
+}
 
 /* B, along one axis, in place. */
 INLINE void times_b(const int n, vec *x, const int step)
@@ -650,6 +690,30 @@ static void multiply_tiles(const Block *b, int factors, float *const *spread, fl
 }
 
 
+/* The gradient by the transformed weights: at each position the sum over the tiles of own pixels times what
+   is around. */
+static void add_products_of_tiles(const Block *b, const float *own, const float *around, long channels,
+                                  long depth, float *du)
+{
+    int positions = (b->tiles->rows + 2) * (b->tiles->columns + 2);
+    for (int position = 0; position < positions; position++) {
+        const float *left = own + position * tiles_apart(channels);
+        const float *right = around + position * tiles_apart(depth);
+        Product p = {.a = &left,
+                     .b = &right,
+                     .parts = 1,
+                     .count = b->last - b->first,
+                     .a_row = 1,
+                     .a_step = channels,
+                     .b_step = depth,
+                     .out = du + position_of(b->tiles, position) * weights_apart(channels * depth),
+                     .out_row = depth,
+                     .add = 1};
+        multiply(&p, channels, depth);
+    }
+}
+
+
 /* --------------------------------------------------------------------------------------------- statistics */
 
 /* Takes an image into mean and sum of squared deviations of the images before it. Squares are of
@@ -702,8 +766,6 @@ static void convolve_task(const void *arguments, long task, float *scratch)
     }
     if (use_winograd(s)) {
         float *u[2], *spread[2], *products = next;
-        Tiles tiles[4];
-        int sizes = tiles_of(s, tiles);
         next += POSITIONS * tiles_apart(s->depth);
         for (int factor = 0; factor < job->factors; factor++) {
             u[factor] = next;
@@ -712,31 +774,21 @@ static void convolve_task(const void *arguments, long task, float *scratch)
             next += POSITIONS * tiles_apart(s->channels);
             transform_weight(w[factor], s->channels * s->depth, u[factor]);
         }
-        while (seen < s->images) {
-            long images = least(images_together(tiles), s->images - seen);
-            for (int size = 0; size < sizes; size++) {
-                long each = tiles[size].down * tiles[size].across, count = images * each,
-                     parts = (count + TILES - 1) / TILES;
-                for (long part = 0; part < parts; part++) {
-                    long first = seen * each + count * part / parts,
-                         last = seen * each + count * (part + 1) / parts;
-                    Block from = {s, &tiles[size], s->channels, first, last, zeros};
-                    Block to = {s, &tiles[size], s->depth, first, last, outside};
-                    for (int factor = 0; factor < job->factors; factor++)
-                        BY_SIZE(spread_around, &from, x[factor], spread[factor]);
-                    multiply_tiles(&from, job->factors, spread, u, s->channels, s->depth, products);
-                    BY_SIZE(gather, &to, products, y);
-                }
-            }
-            for (long end = seen + images; seen < end; seen++)
-                if (job->mean) /* while they are in the cache */
-                    take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
+        Walk walk = start(s);
+        while (next_block(s, &walk)) {
+            Block from = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
+            Block to = {s, walk.tiles, s->depth, walk.first, walk.last, outside};
+            for (; job->mean && seen < walk.complete; seen++) /* while they are in the cache */
+                take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
+            for (int factor = 0; factor < job->factors; factor++)
+                BY_SIZE(spread_around, &from, x[factor], spread[factor]);
+            multiply_tiles(&from, job->factors, spread, u, s->channels, s->depth, products);
+            BY_SIZE(gather, &to, products, y);
         }
-    } else {
+    } else
         direct_forward(s, x, w, job->factors, y);
-        for (; job->mean && seen < s->images; seen++)
-            take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
-    }
+    for (; job->mean && seen < s->images; seen++)
+        take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
     for (long d = 0; job->mean && d < s->depth; d++) {
         job->mean[task * s->depth + d] = (float)mean[d];
         job->variance[task * s->depth + d] = (float)(squares[d] / (double)(s->images * pixels));
@@ -791,46 +843,19 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
         transform_weight(turned, size, u);
     if (dw)
         memset(du, 0, sizeof(float) * (size_t)(POSITIONS * weights_apart(size)));
-    Tiles tiles[4];
-    int sizes = tiles_of(s, tiles);
-    for (long seen = 0, images; seen < s->images; seen += images) {
-        images = least(images_together(tiles), s->images - seen);
-        for (int size = 0; size < sizes; size++) {
-            long each = tiles[size].down * tiles[size].across, count = images * each,
-                 parts = (count + TILES - 1) / TILES;
-            for (long part = 0; part < parts; part++) {
-                long first = seen * each + count * part / parts,
-                     last = seen * each + count * (part + 1) / parts;
-                Block from = {s, &tiles[size], s->depth, first, last, zeros};
-                BY_SIZE(spread_around, &from, dy, spread);
-                if (dx) {
-                    Block to = {s, &tiles[size], s->channels, first, last, outside};
-                    multiply_tiles(&from, 1, &spread, &u, s->depth, s->channels, other);
-                    BY_SIZE(gather, &to, other, dx);
-                }
-                if (!dw)
-                    continue;
-                Block own = {s, &tiles[size], s->channels, first, last, zeros};
-                BY_SIZE(spread_own, &own, x, other);
-                for (int position = 0; position < (tiles[size].rows + 2) * (tiles[size].columns + 2);
-                     position++) {
-                    const float *a = other + position * tiles_apart(s->channels),
-                                *b = spread + position * tiles_apart(s->depth);
-                    float *sum =
-                        du + position_of(&tiles[size], position) * weights_apart(s->channels * s->depth);
-                    Product p = {.a = &a,
-                                 .b = &b,
-                                 .parts = 1,
-                                 .count = last - first,
-                                 .a_row = 1,
-                                 .a_step = s->channels,
-                                 .b_step = s->depth,
-                                 .out = sum,
-                                 .out_row = s->depth,
-                                 .add = 1};
-                    multiply(&p, s->channels, s->depth);
-                }
-            }
+    Walk walk = start(s);
+    while (next_block(s, &walk)) {
+        Block from = {s, walk.tiles, s->depth, walk.first, walk.last, zeros};
+        BY_SIZE(spread_around, &from, dy, spread);
+        if (dx) {
+            Block to = {s, walk.tiles, s->channels, walk.first, walk.last, outside};
+            multiply_tiles(&from, 1, &spread, &u, s->depth, s->channels, other);
+            BY_SIZE(gather, &to, other, dx);
+        }
+        if (dw) {
+            Block own = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
+            BY_SIZE(spread_own, &own, x, other);
+            add_products_of_tiles(&from, other, spread, s->channels, s->depth, du);
         }
     }
     if (dw)
