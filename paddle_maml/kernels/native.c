@@ -894,7 +894,7 @@ INLINE Norm norm_of(const Shape *s, const Norm *all, long task)
    first in reading order is the largest: on a flat background all are equal, and only one may have the
    gradient. Winograd's algorithm rounds equal ones differently where the rest of their tiles differs, so
    that what is as near as that counts as equal. */
-#define EQUAL 1e-5f /* in h */
+#define EQUAL 1e-6f /* in h */
 
 typedef struct {
     vec h[CORNERS], largest;

@@ -271,6 +271,10 @@ def _check(library):
 # ---------------------------------------------------------------------------------------------------- calling
 
 
+# Whatever Paddle's default dtype is.
+_empty = functools.partial(paddle.empty, dtype="float32")
+
+
 class _Shape(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_int64)
@@ -359,11 +363,9 @@ class _Convolve(PyLayer):
     def forward(ctx, x, weight, shape, moments):
         _save(ctx, x, weight)
         ctx.shape = shape
-        y, mean, variance = paddle.empty(shape.maps()), None, None
+        y, mean, variance = _empty(shape.maps()), None, None
         if moments is not None:
-            moments.value = Statistics(
-                paddle.empty([shape.tasks, shape.depth]), paddle.empty([shape.tasks, shape.depth])
-            )
+            moments.value = Statistics(_empty([shape.tasks, shape.depth]), _empty([shape.tasks, shape.depth]))
             mean, variance = moments.value
         _call("convolve", shape, x, weight, None, None, y, mean, variance)
         return y
@@ -395,7 +397,7 @@ class _ConvolveGradient(PyLayer):
         factors = ([] if x_along is None else [x_along, weight]) + (
             [] if weight_along is None else [x, weight_along]
         )
-        by_grad = paddle.empty(ctx.shape.maps())
+        by_grad = _empty(ctx.shape.maps())
         _call("convolve", ctx.shape, *factors, *[None] * (4 - len(factors)), by_grad, None, None)
         by_x = by_weight = None
         if x_along is not None and weight_along is not None:
@@ -403,10 +405,10 @@ class _ConvolveGradient(PyLayer):
                 x_along, weight_along, grad, ctx.shape, [False, False]
             )
         elif x_along is not None:
-            by_weight = paddle.empty(weight.shape)
+            by_weight = _empty(weight.shape)
             _call("convolve_gradient", ctx.shape, x_along, None, grad, None, by_weight)
         elif weight_along is not None:
-            by_x = paddle.empty(x.shape)
+            by_x = _empty(x.shape)
             _call("convolve_gradient", ctx.shape, None, weight_along, grad, by_x, None)
         return _wanted(ctx.constants, by_x, by_weight, by_grad)
 
@@ -417,7 +419,7 @@ def _as_tuple(outputs):
 
 def _gradients_of_convolution(x, weight, grad, shape, constants):
     by_x, by_weight = [
-        None if constant else paddle.empty(tensor.shape) for tensor, constant in zip((x, weight), constants)
+        None if constant else _empty(tensor.shape) for tensor, constant in zip((x, weight), constants)
     ]
     _call("convolve_gradient", shape, x, weight, grad, by_x, by_weight)
     return tuple(gradient for gradient in (by_x, by_weight) if gradient is not None)
@@ -433,7 +435,7 @@ class _Normalize(PyLayer):
     def forward(ctx, y, scale, shift, shape, statistics):
         _save(ctx, y, scale, shift)
         ctx.shape, ctx.statistics = shape, statistics
-        out = paddle.empty(shape.pooled())
+        out = _empty(shape.pooled())
         _call("normalize", shape, y, *statistics, scale, shift, out)
         return out
 
@@ -448,14 +450,14 @@ class _NormalizeGradient(PyLayer):
     def forward(ctx, y, scale, shift, grad, shape, statistics):
         _save(ctx, y, scale, shift, grad)
         ctx.shape, ctx.statistics = shape, statistics
-        by_y, by_scale, by_shift = paddle.empty(y.shape), paddle.empty(scale.shape), paddle.empty(shift.shape)
+        by_y, by_scale, by_shift = _empty(y.shape), _empty(scale.shape), _empty(shift.shape)
         _call("normalize_gradient", shape, y, *statistics, scale, shift, grad, by_y, by_scale, by_shift)
         return by_y, by_scale, by_shift
 
     @staticmethod
     def backward(ctx, *along):
         y, scale, shift, grad = ctx.saved_tensor()
-        by_y, by_scale, by_grad = paddle.empty(y.shape), paddle.empty(scale.shape), paddle.empty(grad.shape)
+        by_y, by_scale, by_grad = _empty(y.shape), _empty(scale.shape), _empty(grad.shape)
         _call(
             "normalize_second",
             ctx.shape,
@@ -538,10 +540,10 @@ def prepare(images, pool, threads=None):
     images = images.detach()
     tasks, count, channels, height, width = images.shape
     shape = _shape(tasks, count, height, width, channels, WIDTHS, 1 if pool else 2, threads or cores())
-    padded = paddle.empty([tasks, count, height + 2, width + 2, channels])
+    padded = _empty([tasks, count, height + 2, width + 2, channels])
     mean, covariance = (
-        paddle.empty([tasks, TAPS * channels]),
-        paddle.empty([tasks, TAPS * channels, TAPS * channels]),
+        _empty([tasks, TAPS * channels]),
+        _empty([tasks, TAPS * channels, TAPS * channels]),
     )
     _call("first_prepare", shape, images, padded, mean, covariance)
     return Prepared(padded, mean, covariance, pool)
@@ -551,7 +553,7 @@ class _First(PyLayer):
     @staticmethod
     def forward(ctx, weight, scale, shift, shape, images):
         _save(ctx, weight, scale, shift)
-        out, choice = paddle.empty(shape.pooled()), paddle.empty(shape.pooled(), dtype="uint8")
+        out, choice = _empty(shape.pooled()), paddle.empty(shape.pooled(), dtype="uint8")
         ctx.shape, ctx.images, ctx.choice = shape, images, choice
         _call("first_forward", shape, *images, weight, scale, shift, out, choice)
         return out
@@ -567,14 +569,14 @@ class _FirstGradient(PyLayer):
     def forward(ctx, weight, scale, shift, grad, shape, images, choice):
         _save(ctx, weight, scale, shift, grad)
         ctx.shape, ctx.images, ctx.choice = shape, images, choice
-        gradients = [paddle.empty(t.shape) for t in (weight, scale, shift)]
+        gradients = [_empty(t.shape) for t in (weight, scale, shift)]
         _call("first_gradient", shape, *images, weight, scale, choice, grad, *gradients)
         return tuple(gradients)
 
     @staticmethod
     def backward(ctx, *along):
         weight, scale, shift, grad = ctx.saved_tensor()
-        by_weight, by_scale, by_grad = [paddle.empty(t.shape) for t in (weight, scale, grad)]
+        by_weight, by_scale, by_grad = [_empty(t.shape) for t in (weight, scale, grad)]
         _call(
             "first_second",
             ctx.shape,

@@ -5,10 +5,12 @@ half the size, then a linear layer (Finn et al. 2017, section 5.2; Vinyals et al
 tasks side by side, each with parameters of its own.
 """
 
+import sys
+
 import paddle
 from paddle import nn
 
-from ..kernels import operators
+from ..kernels import native, operators
 from ..kernels.convolution import StridedConvolution, window_rows
 from ..kernels.windows import TAPS, Windows
 from ..kernels.winograd import PooledConvolution
@@ -155,21 +157,23 @@ class MAML(nn.Layer):
         return [getattr(self, f"block{number + 1}").conv_bias for number in range(BLOCKS)]
 
     def prepare(self, x):
-        """The 3x3 windows of the images, with their mean and covariance: what the first convolution needs of
-        them.
+        """What the first block needs of images (T, N, C, H, W). It does not depend on the parameters, so one
+        call serves all inner steps. The images count as constants: there is no gradient by them.
 
-        They do not depend on the parameters, so one call serves all inner steps. They count as constants:
-        there is no gradient by the images.
+        What it returns decides how the network is computed: by the kernel in C where it can be used, else by
+        Paddle's operators.
+        """
+        self._check_images(x)
+        kernel = native.usable(self.width, self.in_channels, x.dtype) and native.problem(_tell) is None
+        return native.prepare(x, self.architecture == "pool") if kernel else self._windows_of(x.detach())
 
-        Args:
-            x: images (T, N, C, H, W).
+    def _windows_of(self, x):
+        """The 3x3 windows of the images, with their mean and covariance.
 
         Returns:
             (images N, portions for `operators.largest_product`, mean (T, 1, 9 * C), covariance (T, 9 * C, 9 *
             C)). The portions have 9 * C + 1 columns, the last of ones, for a shift in the weight's last row.
         """
-        self._check_images(x)
-        x = x.detach()
         tasks, images, channels = x.shape[:3]
         rows = x.transpose([0, 1, 3, 4, 2]).reshape([tasks, -1, channels])
         pieces = window_rows(rows, self._windows, images)
@@ -190,6 +194,16 @@ class MAML(nn.Layer):
 
     def _run(self, prepared, theta, given=None):
         """Logits, and what batch norm subtracted and divided by, block by block, unless it was given."""
+        if isinstance(prepared, native.Prepared):
+            maps, used = native.features(prepared, theta[:-2], given)
+            tasks, images, *_, width = maps.shape
+            rows = maps.reshape([tasks, -1, width])
+        else:
+            images, rows, used = self._blocks(prepared, theta, given)
+        return operators.matmul(self._features(rows, images), theta[-2]) + theta[-1], used
+
+    def _blocks(self, prepared, theta, given):
+        """The number of images, the rows of the last map, and the statistics, by Paddle's operators."""
         images, portions, *windows_moments = prepared
         used = [given[0] if given else windows_moments]
         rows = self._first_block(portions, *used[0], *theta[:3])
@@ -198,7 +212,7 @@ class MAML(nn.Layer):
                 rows, number, images, given and given[number], *theta[3 * number : 3 * number + 3]
             )
             used.append(moments)
-        return operators.matmul(self._features(rows, images), theta[-2]) + theta[-1], used
+        return images, rows, used
 
     def _first_block(self, portions, mean, covariance, weight, scale, shift):
         # Mean and variance of a product with fixed windows follow from the windows' own, so batch norm is
@@ -249,3 +263,7 @@ class MAML(nn.Layer):
                 raise ValueError(
                     f"params[{number}] must have shape {tuple(expected)}, not {tuple(given.shape)}"
                 )
+
+
+def _tell(line):
+    print(line, file=sys.stderr)
