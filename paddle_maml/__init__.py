@@ -4,11 +4,14 @@ The public names are loaded when they are first used, so that a program can say 
 (device.prepare) before Paddle is imported.
 """
 
+from __future__ import annotations
+
 import importlib
 
 # Before Paddle: the library of Paddle 2.6 exports zlib's functions, and a zlib that is loaded after it calls
 # those, and crashes.
 import zlib  # noqa: F401
+from typing import Any
 
 __version__ = "0.1.0"
 
@@ -27,11 +30,11 @@ _HOMES = {
 __all__ = list(_HOMES)
 
 
-def __getattr__(name):
+def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
 
 
-def __dir__():
+def __dir__() -> list[str]:
     return sorted([*globals(), *__all__])

@@ -46,7 +46,7 @@ class CrossEntropy:
 
     score_name, higher_is_better, target_axes, exact = "accuracy", True, 0, True
 
-    def targets(self, y):
+    def targets(self, y: paddle.Tensor) -> _Labels:
         if not (paddle.is_integer(y) or y.dtype == paddle.bool):
             raise ValueError(f"labels must be whole numbers, not {y.dtype}")
         y = y.astype("int64")
@@ -55,7 +55,7 @@ class CrossEntropy:
             raise ValueError(f"labels must be 0 and above, not {lowest}")
         return _Labels(y, highest)
 
-    def loss(self, outputs, targets):
+    def loss(self, outputs: paddle.Tensor, targets: _Labels) -> paddle.Tensor:
         labels, classes = targets.numbers, outputs.shape[-1]
         if outputs.ndim != 3 or outputs.shape[:2] != labels.shape:
             raise ValueError(
@@ -66,7 +66,7 @@ class CrossEntropy:
             raise ValueError(f"labels must be 0 to {classes - 1}, not up to {targets.highest}")
         return operators.cross_entropy(outputs, F.one_hot(labels, classes).astype(outputs.dtype))
 
-    def score(self, outputs, targets):
+    def score(self, outputs: paddle.Tensor, targets: _Labels) -> paddle.Tensor:
         return (outputs.argmax(axis=-1) == targets.numbers).astype(outputs.dtype).mean(axis=-1)
 
 
@@ -76,12 +76,12 @@ class MeanSquare:
 
     score_name, higher_is_better, target_axes, exact = "mean square error", False, 1, True
 
-    def targets(self, y):
+    def targets(self, y: paddle.Tensor) -> paddle.Tensor:
         if paddle.is_integer(y) or y.dtype == paddle.bool:
             raise ValueError(f"targets of a mean square error must be floating point, not {y.dtype}")
         return y
 
-    def loss(self, outputs, targets):
+    def loss(self, outputs: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
         if outputs.shape != targets.shape:
             raise ValueError(
                 f"the mean square error needs targets shaped as the outputs {tuple(outputs.shape)}, "
@@ -90,7 +90,7 @@ class MeanSquare:
         difference = outputs - targets.astype(outputs.dtype)
         return (difference * difference).reshape([outputs.shape[0], -1]).mean(axis=-1)
 
-    def score(self, outputs, targets):
+    def score(self, outputs: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
         return self.loss(outputs, targets)
 
 
@@ -105,10 +105,10 @@ class TaskLoss:
     def __init__(self, function: Callable[[paddle.Tensor, paddle.Tensor], paddle.Tensor]):
         self._function = function
 
-    def targets(self, y):
+    def targets(self, y: paddle.Tensor) -> paddle.Tensor:
         return y
 
-    def loss(self, outputs, targets):
+    def loss(self, outputs: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
         losses = []
         for task in range(outputs.shape[0]):
             loss = self._function(outputs[task], targets[task])
@@ -124,7 +124,7 @@ class TaskLoss:
             losses.append(loss.reshape([1]))
         return losses[0] if len(losses) == 1 else paddle.concat(losses)
 
-    def score(self, outputs, targets):
+    def score(self, outputs: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
         return self.loss(outputs, targets)
 
 

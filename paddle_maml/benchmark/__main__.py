@@ -38,7 +38,7 @@ _OPTIONS = {
 }
 
 
-def main(arguments=None):
+def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark; arguments and exit status as `cli.main_train`."""
     return run_command(_benchmark, sys.argv[1:] if arguments is None else arguments)
 

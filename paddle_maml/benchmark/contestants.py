@@ -30,7 +30,7 @@ class Contestant:
     threads: int = 1
     tuned_allocator: bool = True
 
-    def __str__(self):
+    def __str__(self) -> str:
         return f"{self.side} ({self.variant}), order {self.order}, {self.processes} x {self.threads}"
 
 
@@ -50,13 +50,15 @@ class Problem:
     batch: tuple
     share: float = 1.0
 
-    def part(self, rank, processes):
+    def part(self, rank: int, processes: int) -> Problem:
         """The tasks of one of several processes."""
         batch = tuple(share(array, rank, processes) for array in self.batch)
         return dataclasses.replace(self, batch=batch, share=len(batch[0]) / len(self.batch[0]))
 
 
-def candidates(side, order, processes, threads, tune_opponents=False):
+def candidates(
+    side: str, order: int, processes: int, threads: int, tune_opponents: bool = False
+) -> list[Contestant]:
     """All that may be a side's fastest contestant on processes x threads cores.
 
     This library runs as it is told. Opponents also try one process with all the threads; their allocator is

@@ -6,14 +6,16 @@ import contextlib
 import math
 import statistics
 import time
+from typing import Callable
 
 import paddle
 
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..data.synthetic import draw_synthetic
+from ..engine.settings import Settings
 from ..errors import UserError
 from ..networks.conv4 import MAML
-from .contestants import OURS, Problem
+from .contestants import OURS, Contestant, Problem
 from .worker import Team
 
 # Relative, for the median task. Rounding alone gives 1e-6 to 2e-5 after five inner steps, another computation
@@ -23,7 +25,7 @@ LOSS_TOLERANCE = 1e-4
 HEAT = {"warmup": 0, "repeat": 1}
 
 
-def make_problem(settings):
+def make_problem(settings: Settings) -> tuple[Problem, float]:
     """The problem of some `Settings`: fresh weights, and episodes of drawn characters, which need no
     download.
 
@@ -52,7 +54,7 @@ class LossCheck:
     def __init__(self):
         self._first = None
 
-    def __call__(self, contestant, losses):
+    def __call__(self, contestant: Contestant, losses: list[float]) -> None:
         """Refuse losses (T,) that are not those of the first contestant: raises UserError."""
         if self._first is None:
             self._first = contestant, losses
@@ -68,7 +70,9 @@ class LossCheck:
             )
 
 
-def measure(contestants, problem, device, check, warmup, repeat):
+def measure(
+    contestants: list[Contestant], problem: Problem, device: str, check: LossCheck, warmup: int, repeat: int
+) -> list[dict]:
     """Meta-iterations of all contestants, in turns of `worker.TURN`.
 
     Args:
@@ -116,7 +120,13 @@ def _row(contestant, seconds, loss, peak, tasks):
     }
 
 
-def fastest(contestants, problem, device, check, announce):
+def fastest(
+    contestants: list[Contestant],
+    problem: Problem,
+    device: str,
+    check: LossCheck,
+    announce: Callable[[str], None],
+) -> tuple[Contestant, list[dict]]:
     """The fastest of some contestants, measured one after the other.
 
     Args:
@@ -135,7 +145,7 @@ def fastest(contestants, problem, device, check, announce):
     return contestants[best], rows
 
 
-def ratios(rows):
+def ratios(rows: list[dict]) -> list[dict]:
     """How the rows of a final compare: this library with each opponent of the same order, and its order 2
     with its order 1.
 

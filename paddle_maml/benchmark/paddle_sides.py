@@ -3,6 +3,9 @@ published."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import numpy as np
 import paddle
 import paddle.nn.functional as F
 
@@ -12,10 +15,10 @@ from ..engine.training import meta_gradient
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
 from ..networks.plain_conv4 import plain_conv4
-from .contestants import OURS
+from .contestants import OURS, Contestant, Problem
 
 
-def make(contestant, problem, device):
+def make(contestant: Contestant, problem: Problem, device: str) -> Ours | Competition:
     """The side of a contestant in this process."""
     select_device(device)
     return (Ours if contestant.side == OURS else Competition)(problem, contestant.order, Ranks.join())
@@ -36,30 +39,30 @@ class _PaddleSide:
         )
         self.reset()
 
-    def reset(self):
+    def reset(self) -> None:
         """Back to the initial weights."""
         for parameter, array in zip(self.net.parameters(), self.problem.weights):
             parameter.set_value(array)
 
-    def meta_iteration(self):
+    def meta_iteration(self) -> float:
         """Meta-gradient and step of the meta-optimizer. Returns the loss, a float."""
         loss = self.meta_gradient()
         self.optimizer.step()
         self.optimizer.clear_grad()
         return loss
 
-    def gradients(self):
+    def gradients(self) -> list[np.ndarray]:
         """The meta-gradient that `meta_gradient` left, as arrays."""
         return [p.grad.numpy() for p in self.net.parameters()]
 
     @staticmethod
-    def synchronize():
+    def synchronize() -> None:
         """Wait for the GPU."""
         if paddle.get_device() != "cpu":
             paddle.device.synchronize()
 
     @staticmethod
-    def device_memory():
+    def device_memory() -> int:
         """Peak of the memory allocated on the GPU, in bytes."""
         return paddle.device.cuda.max_memory_allocated()
 
@@ -67,7 +70,7 @@ class _PaddleSide:
 class Ours(_PaddleSide):
     """This library."""
 
-    def __init__(self, *args):
+    def __init__(self, *args: Any):
         super().__init__(*args)
         self.learner = MetaLearner(
             self.net,
@@ -77,13 +80,13 @@ class Ours(_PaddleSide):
             chunk=self.settings.chunk,
         )
 
-    def meta_gradient(self):
+    def meta_gradient(self) -> float:
         """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a
         float."""
         loss, _ = meta_gradient(self.learner, self.problem.batch, self.problem.share, self.ranks)
         return loss
 
-    def losses(self):
+    def losses(self) -> list[float]:
         """The query loss of each of this process's tasks."""
         return self.learner.finetune(*self.problem.batch)[1][:, -1].tolist()
 
@@ -94,7 +97,7 @@ class Competition(_PaddleSide):
     The query set is scored before the first step and after every one; only the last score is differentiated.
     """
 
-    def meta_gradient(self):
+    def meta_gradient(self) -> float:
         """As `Ours.meta_gradient`."""
         dtype = self.net.parameters()[0].dtype
         losses = []
@@ -109,7 +112,7 @@ class Competition(_PaddleSide):
         [loss] = self.ranks.sum_gradients(self.net.parameters(), [float(loss)])
         return loss
 
-    def losses(self):
+    def losses(self) -> list[float]:
         """As `Ours.losses`, of the last meta-iteration."""
         return [float(loss) for loss in self._losses]
 

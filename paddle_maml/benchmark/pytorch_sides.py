@@ -3,17 +3,19 @@ be installed."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch.func import grad, vmap
 
 from ..errors import UserError
+from .contestants import Contestant, Problem
 
 BLOCKS, EPSILON = 4, 1e-5
 
 
-def make(contestant, problem, device):
+def make(contestant: Contestant, problem: Problem, device: str) -> Loop | Vmap:
     """The side of a contestant in this process."""
     if device != "cpu" and not torch.cuda.is_available():
         raise UserError(
@@ -45,13 +47,13 @@ class _PyTorchSide:
             tensor = tensor.to(self.dtype)
         return tensor.to(memory_format=self.memory_format) if tensor.ndim == 4 else tensor
 
-    def reset(self):
+    def reset(self) -> None:
         """Back to the initial weights."""
         with torch.no_grad():
             for parameter, tensor in zip(self.parameters, self.initial):
                 parameter.copy_(tensor)
 
-    def meta_iteration(self):
+    def meta_iteration(self) -> float:
         """Meta-gradient and step of the meta-optimizer. Returns the loss, a float."""
         loss = self.meta_gradient()
         self.optimizer.step()
@@ -69,20 +71,20 @@ class _PyTorchSide:
                 parameter.grad.copy_(gradient.reshape(parameter.shape))
         return loss.item()
 
-    def losses(self):
+    def losses(self) -> list[float]:
         """The query loss of each of this process's tasks in the last meta-iteration."""
         return self._losses.tolist()
 
-    def gradients(self):
+    def gradients(self) -> list[np.ndarray]:
         """The meta-gradient that `meta_gradient` left, as arrays."""
         return [p.grad.cpu().numpy() for p in self.parameters]
 
-    def synchronize(self):
+    def synchronize(self) -> None:
         """Wait for the GPU."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    def device_memory(self):
+    def device_memory(self) -> int:
         """Peak of the memory allocated on the GPU, in bytes."""
         return torch.cuda.max_memory_allocated()
 
@@ -90,7 +92,7 @@ class _PyTorchSide:
 class Loop(_PyTorchSide):
     """Task by task, backward after each, so that only one task's graph is in memory."""
 
-    def meta_gradient(self):
+    def meta_gradient(self) -> float:
         """Leave the meta-gradient of all processes' tasks in the parameters. Returns their mean query loss, a
         float."""
         losses = []
@@ -123,7 +125,7 @@ class Vmap(_PyTorchSide):
     steps). Its first order is right.
     """
 
-    def meta_gradient(self):
+    def meta_gradient(self) -> float:
         """As `Loop.meta_gradient`."""
         batch = [self._tensor(array) for array in self.problem.batch]
         losses = vmap(self._task_loss, in_dims=(None, 0, 0, 0, 0))(self.parameters, *batch)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Callable, Sequence
 
+from ..engine.settings import Settings
 from ..files import write_whole
 from ..report.pictures import draw_plots, png
 from .contestants import OURS, VARIANTS, Contestant
@@ -13,7 +15,7 @@ TASKS, INNER_STEPS, N_WAY, PROCESSES = "tasks", "inner steps", "n_way", "process
 _SETTINGS = {TASKS: "meta_batch", INNER_STEPS: "inner_steps", N_WAY: "n_way"}
 
 
-def sweeps(settings):
+def sweeps(settings: Settings) -> dict[str, list[int]]:
     """The values of each quantity; the others stay at their settings, with one process."""
     return {
         TASKS: _doubling(settings.meta_batch),
@@ -28,7 +30,16 @@ def _doubling(last):
     return sorted({1 << power for power in range(last.bit_length())} | {last})
 
 
-def scale(settings, values, orders, threads, device, warmup, repeat, announce):
+def scale(
+    settings: Settings,
+    values: dict[str, list[int]],
+    orders: Sequence[int],
+    threads: int,
+    device: str,
+    warmup: int,
+    repeat: int,
+    announce: Callable[[str], None],
+) -> list[dict]:
     """Measure every value of every quantity.
 
     Args:
@@ -64,7 +75,7 @@ def scale(settings, values, orders, threads, device, warmup, repeat, announce):
     return rows
 
 
-def draw(rows, path):
+def draw(rows: list[dict], path: str) -> None:
     """Write the rows of `scale` as a picture: time above, memory below, a column for each quantity."""
     quantities = list(dict.fromkeys(row["quantity"] for row in rows))
     panels = []

@@ -17,7 +17,7 @@ import time
 from ..engine.device import prepare
 from ..engine.processes import CPU_ENVIRONMENT
 from ..errors import UserError
-from .contestants import PYTORCH
+from .contestants import PYTORCH, Contestant, Problem
 
 RUN, MEMORY, LOSSES = "run", "memory", "losses"
 # Meta-iterations of a turn, back to back: the first one after another contestant's turn finds the caches full
@@ -37,7 +37,7 @@ class Team:
         UserError: a process ended or refused to start.
     """
 
-    def __init__(self, contestant, problem, device):
+    def __init__(self, contestant: Contestant, problem: Problem, device: str):
         self.contestant = contestant
         self._processes, self._connections = [], []
         context, port = multiprocessing.get_context("spawn"), _free_port()
@@ -57,33 +57,33 @@ class Team:
             self.close()
             raise
 
-    def run(self):
+    def run(self) -> tuple[float, float]:
         """One turn, each meta-iteration from the initial weights: (their mean seconds in the slowest process,
         loss)."""
         seconds, losses = zip(*self._ask(RUN))
         return max(seconds), losses[0]
 
-    def memory(self):
+    def memory(self) -> int | None:
         """Bytes that all processes took at their peak above what the imports take; None where the system does
         not tell."""
         peaks = self._ask(MEMORY)
         return None if None in peaks else sum(peaks)
 
-    def losses(self):
+    def losses(self) -> list[float]:
         """The query loss of each task, (T,)."""
         return [loss for part in self._ask(LOSSES) for loss in part]
 
-    def close(self):
+    def close(self) -> None:
         for connection in self._connections:
             connection.close()
         for process in self._processes:
             process.kill()  # it has nothing to save, and Paddle answers SIGTERM with a report
             process.join()
 
-    def __enter__(self):
+    def __enter__(self) -> Team:
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _ask(self, command):
@@ -149,7 +149,7 @@ def _environment(contestant, rank, port):
         os.environ.update(before)
 
 
-def work(connection, contestant, device):
+def work(connection: multiprocessing.connection.Connection, contestant: Contestant, device: str) -> None:
     """The life of a process: set up, import, then answer commands until the other end of the connection is
     closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's business

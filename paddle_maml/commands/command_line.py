@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+from typing import Any, NoReturn
 
 from ..engine.settings import NOTHING, Settings, flag, kind_of, nearest, what_is_wrong
 from ..errors import UserError
@@ -14,14 +15,14 @@ class CommandLine(argparse.ArgumentParser):
     """An argument parser that raises UserError instead of leaving the program, and knows the nearest option
     to a mistyped one."""
 
-    def __init__(self, **options):
+    def __init__(self, **options: Any):
         super().__init__(
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120),
             **options,
         )
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise UserError(message + ("" if message.endswith((".", "?")) else "."))
 
     def parse(self, arguments: list[str]) -> dict:

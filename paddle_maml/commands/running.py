@@ -8,6 +8,7 @@ import errno
 import os
 import sys
 import time
+from typing import Any, Callable
 
 from ..engine.device import prepare
 from ..engine.processes import launched, started_rank
@@ -39,7 +40,7 @@ _MEMORY = (
 )
 
 
-def run_command(command, argument) -> int:
+def run_command(command: Callable[[Any], int | None], argument: Any) -> int:
     """Call command(argument); its result, or what the failure stands for, is the exit status: 0, 2 for a
     failure that the user can mend, 130 after SIGINT or SIGTERM."""
     prepare()

@@ -29,7 +29,7 @@ MOST_SLOPE, MOST_SHIFT = 51, 6  # in 1/256, and in pixels
 PAPER = 255
 
 
-def with_distorted_copies(drawings, copies, number):
+def with_distorted_copies(drawings: np.ndarray, copies: int, number: int) -> np.ndarray:
     """Drawings of one class, followed by distorted copies of them.
 
     Args:

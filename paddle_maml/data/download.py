@@ -16,7 +16,7 @@ import urllib.request
 MAX_BYTES = 1 << 26
 
 
-def fetch(url, md5, attempts=3, timeout=20.0, pause=2.0):
+def fetch(url: str, md5: str, attempts: int = 3, timeout: float = 20.0, pause: float = 2.0) -> bytearray:
     """Downloads a file of at most `MAX_BYTES` into memory, with its progress on the error output.
 
     Args:

@@ -20,6 +20,7 @@ rounded to float64.
 from __future__ import annotations
 
 import operator
+from typing import Iterator
 
 import numpy as np
 import paddle
@@ -35,7 +36,7 @@ def check_seed(seed: int) -> None:
         raise UserError(f"seed is {seed}, but must be between 0 and 2**64 - 1.")
 
 
-def philox_words(seed, index):
+def philox_words(seed: int, index: int) -> Iterator[int]:
     """The endless stream of 64-bit words of a (seed, index) pair (rule 1)."""
     philox = np.random.Philox(key=np.array([seed, index], dtype=np.uint64))
     while True:
@@ -45,10 +46,10 @@ def philox_words(seed, index):
 class Draws:
     """Draws from an iterator of 64-bit words (rules 2 and 3)."""
 
-    def __init__(self, words):
+    def __init__(self, words: Iterator[int]):
         self._words = words
 
-    def below(self, n):
+    def below(self, n: int) -> int:
         """A number in 0 .. n - 1, every one equally likely."""
         word = next(self._words)
         limit = 2**64 - 2**64 % n
@@ -56,7 +57,7 @@ class Draws:
             word = next(self._words)
         return word % n
 
-    def choose(self, n, k):
+    def choose(self, n: int, k: int) -> list[int]:
         """k different numbers of 0 .. n - 1, in random order (partial Fisher-Yates shuffle)."""
         pool = list(range(n))
         for i in range(k):
@@ -64,7 +65,7 @@ class Draws:
             pool[i], pool[j] = pool[j], pool[i]
         return pool[:k]
 
-    def uniform(self, low, high, shape=()):
+    def uniform(self, low: float, high: float, shape: int | tuple[int, ...] = ()) -> np.ndarray:
         """Uniform in [low, high), with the 53 upper bits of a word; float64 of a shape."""
         count = int(np.prod(shape))
         unit = np.array([next(self._words) >> 11 for _ in range(count)], dtype=np.float64) * 2.0**-53
@@ -84,7 +85,7 @@ class SeededTasks(paddle.io.Dataset):
         UserError: a number out of its range.
     """
 
-    def __init__(self, seed, length, **counts):
+    def __init__(self, seed: int, length: int, **counts: int):
         super().__init__()
         for name, value in {**counts, "length": length}.items():
             if operator.index(value) < 1:
@@ -94,10 +95,10 @@ class SeededTasks(paddle.io.Dataset):
         for name, value in counts.items():
             setattr(self, name, int(value))
 
-    def __len__(self):
+    def __len__(self) -> int:
         return self._length
 
-    def draws(self, index) -> Draws:
+    def draws(self, index: int) -> Draws:
         """The draws of a task. Raises IndexError for an index below 0 or from the length on."""
         index = operator.index(index)
         if not 0 <= index < self._length:

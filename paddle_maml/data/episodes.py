@@ -15,7 +15,10 @@ draws.py:
 
 from __future__ import annotations
 
+from typing import Iterable
+
 import numpy as np
+from paddle.io import Dataset
 
 from ..errors import UserError
 from .draws import MAX_EPISODES, SeededTasks
@@ -45,14 +48,14 @@ class EpisodeBuilder(SeededTasks):
 
     def __init__(
         self,
-        images,
-        n_way,
-        k_shot,
-        k_query,
-        seed=0,
-        rotations=False,
-        length=MAX_EPISODES,
-        within_alphabet=False,
+        images: ImageSet | np.ndarray | list[np.ndarray],
+        n_way: int,
+        k_shot: int,
+        k_query: int,
+        seed: int = 0,
+        rotations: bool = False,
+        length: int = MAX_EPISODES,
+        within_alphabet: bool = False,
     ):
         super().__init__(seed, length, n_way=n_way, k_shot=k_shot, k_query=k_query)
         if isinstance(images, ImageSet):
@@ -97,7 +100,7 @@ class EpisodeBuilder(SeededTasks):
         if self.rotations and shape[1] != shape[2]:
             raise UserError(f"Rotations need square images, not {shape[1]}x{shape[2]}.")
 
-    def __getitem__(self, index):
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Builds an episode.
 
         Args:
@@ -119,7 +122,7 @@ class EpisodeBuilder(SeededTasks):
             *self._finish([images[self.k_shot :] for images in sets]),
         )
 
-    def draw(self, index):
+    def draw(self, index: int) -> list[tuple[int, int, list[int]]]:
         """Which images an episode is made of: for each label its class number, the quarter turns, and the
         numbers of its images, the support images first. Arguments and errors as for an item."""
         draws = self.draws(index)
@@ -140,7 +143,7 @@ class EpisodeBuilder(SeededTasks):
         return x, np.repeat(np.arange(self.n_way, dtype=np.int64), len(images[0]))
 
 
-def meta_batch(builder, indices):
+def meta_batch(builder: Dataset, indices: Iterable[int]) -> tuple[np.ndarray, ...]:
     """Builds the episodes of a meta-batch.
 
     Args:

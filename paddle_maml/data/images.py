@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -29,7 +30,13 @@ class ImageSet:
     images: np.ndarray | list
 
     @classmethod
-    def from_labelled(cls, dataset, name="labelled", classes=None, invert=False) -> ImageSet:
+    def from_labelled(
+        cls,
+        dataset: paddle.io.Dataset | Iterable,
+        name: str = "labelled",
+        classes: Iterable | None = None,
+        invert: bool = False,
+    ) -> ImageSet:
         """Any data set of (image, label) by class, such as `paddle.vision.datasets.MNIST`.
 
         Pixels stay as they are: those of uint8 (0 .. 255) are scaled to [-1, 1] in the episodes, and floating
@@ -91,7 +98,7 @@ class ImageSet:
         """(C, H, W) of the first class's images."""
         return tuple(self.images[0].shape[1:])
 
-    def subset(self, classes) -> ImageSet:
+    def subset(self, classes: Sequence[str]) -> ImageSet:
         """The same set with only these classes, in this order. Raises UserError if one is not there."""
         place = {name: i for i, name in enumerate(self.classes)}
         missing = [name for name in classes if name not in place]

@@ -121,7 +121,7 @@ _DAMAGE = (
 )
 
 
-def class_names(alphabets=None):
+def class_names(alphabets: dict[str, int] | None = None) -> list[str]:
     """Sorted names, "Alphabet/characterNN", of the given alphabets (name to number of characters), by default
     all."""
     alphabets = {**BACKGROUND, **EVALUATION} if alphabets is None else alphabets
@@ -133,8 +133,13 @@ def class_names(alphabets=None):
 
 
 def load_omniglot(
-    data_dir=None, preprocessing="competition", image_size=28, download=True, cache_dir=None, distortions=0
-):
+    data_dir: str | Path | None = None,
+    preprocessing: str = "competition",
+    image_size: int = 28,
+    download: bool = True,
+    cache_dir: str | Path | None = None,
+    distortions: int = 0,
+) -> ImageSet:
     """Loads all of Omniglot.
 
     Args:
@@ -171,7 +176,7 @@ def load_omniglot(
     return ImageSet("omniglot", tuple(class_names()), images)
 
 
-def digest(images):
+def digest(images: np.ndarray) -> str:
     """SHA-256 of an array's bytes, to compare with `FINISHED_DIGESTS`."""
     return hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
 

@@ -9,7 +9,7 @@ from PIL import Image
 from ..errors import UserError
 
 
-def resize(images, preprocessing="competition", image_size=28):
+def resize(images: np.ndarray, preprocessing: str = "competition", image_size: int = 28) -> np.ndarray:
     """Resizes drawings to squares.
 
     Args:
@@ -29,7 +29,7 @@ def resize(images, preprocessing="competition", image_size=28):
     return RULES[preprocessing](images, image_size)
 
 
-def check_rule(preprocessing, image_size):
+def check_rule(preprocessing: str, image_size: int) -> None:
     """Raises UserError for an unknown rule or a size below 1."""
     if preprocessing not in RULES:
         raise UserError(f'preprocessing is "{preprocessing}", but must be one of {", ".join(RULES)}.')
@@ -74,7 +74,7 @@ def _resize_antialias(images, size):
 RULES = {"competition": _resize_two_taps, "antialias": _resize_antialias}
 
 
-def rotate(images, quarter_turns):
+def rotate(images: np.ndarray, quarter_turns: int) -> np.ndarray:
     """Turns finished square images counter-clockwise by 90 degrees, `quarter_turns` times.
 
     Args:
@@ -87,7 +87,7 @@ def rotate(images, quarter_turns):
     return np.rot90(images, quarter_turns, axes=(-2, -1))
 
 
-def to_network_input(images):
+def to_network_input(images: np.ndarray) -> np.ndarray:
     """Scales uint8 values to float32 in [-1, 1] (ink -1, background +1); the shape stays."""
     scaled = np.divide(images, np.float32(255), dtype=np.float32)
     scaled *= 2

@@ -101,7 +101,7 @@ class Sinusoids:
         return SinusoidBuilder(k_shot, k_query, (seed + _SEEDS[self.part]) % 2**64)
 
 
-def sinusoid(x, amplitude: float, phase: float) -> np.ndarray:
+def sinusoid(x: np.ndarray, amplitude: float, phase: float) -> np.ndarray:
     """The curve of a task, amplitude * sin(x - phase), float64 of the shape of x; x is -5 .. 5."""
     angle = np.asarray(x, np.float64) - phase
     turns = np.rint(angle * (1 / math.pi))

@@ -8,6 +8,7 @@ file system.
 from __future__ import annotations
 
 import random
+from typing import Collection
 
 from ..errors import UserError
 from .images import alphabet_of
@@ -17,7 +18,7 @@ PARTS = ("train", "val", "test")
 VINYALS_VALIDATION = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 
 
-def split_classes(classes, rule):
+def split_classes(classes: Collection[str], rule: str) -> dict[str, list[str]]:
     """Divides classes into training, validation and test classes.
 
     Args:
@@ -95,7 +96,7 @@ def _require_omniglot(classes):
         )
 
 
-def format_split(rule):
+def format_split(rule: str) -> str:
     """The Omniglot split of a rule as text: the rule as a comment, then a section for each part with a class
     on each line."""
     lines = [f"# {line.strip()}".rstrip() for line in RULES[rule].__doc__.strip().splitlines()]

@@ -26,8 +26,13 @@ SAMPLES = 160
 
 
 def draw_synthetic(
-    alphabets=15, characters=20, seed=0, preprocessing="competition", image_size=28, distortions=0
-):
+    alphabets: int = 15,
+    characters: int = 20,
+    seed: int = 0,
+    preprocessing: str = "competition",
+    image_size: int = 28,
+    distortions: int = 0,
+) -> ImageSet:
     """Draws the synthetic data set.
 
     Args:

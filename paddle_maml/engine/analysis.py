@@ -5,17 +5,20 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from typing import Callable
 
 import numpy as np
 
 from ..data.episodes import EpisodeBuilder, meta_batch
-from ..data.images import alphabet_of
+from ..data.images import ImageSet, alphabet_of
 from ..errors import UserError
 from ..files import write_together
+from ..learners.maml import MetaLearner
 from ..report.pictures import draw_matrix, draw_sheet, png, stacked
 from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
 from .assembly import evaluation_episodes
 from .evaluation import Diverged, mean_and_interval, score_episodes
+from .settings import Settings
 
 INNER_STEPS = 10
 RATE_FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
@@ -44,12 +47,14 @@ class Predictions:
     labels: np.ndarray
 
     @property
-    def accuracies(self):
+    def accuracies(self) -> np.ndarray:
         """Of each episode."""
         return (self.predicted == self.labels).mean(axis=1)
 
 
-def predict_episodes(learner, builder, episodes, steps, statistics="query"):
+def predict_episodes(
+    learner: MetaLearner, builder: EpisodeBuilder, episodes: int, steps: int | None, statistics: str = "query"
+) -> Predictions:
     """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`; raises
     `Diverged`."""
     predicted = []
@@ -62,7 +67,13 @@ def predict_episodes(learner, builder, episodes, steps, statistics="query"):
     return Predictions(builder, np.concatenate(predicted), y_qry[0])
 
 
-def analyse(learner, settings, images, val_images, announce):
+def analyse(
+    learner: MetaLearner,
+    settings: Settings,
+    images: ImageSet,
+    val_images: ImageSet,
+    announce: Callable[[str], None],
+) -> tuple[dict, Predictions]:
     """Measure all of it.
 
     Args:
@@ -154,7 +165,7 @@ def _measured(accuracies):
         return {"not_measured": str(error)}
 
 
-def write_analysis(folder, report, predictions):
+def write_analysis(folder: str, report: dict, predictions: Predictions) -> None:
     """Write analysis.json, confusion.png and worst.png into a folder, which is made if needed."""
     analysis, builder = report["analysis"], predictions.builder
     rates, alphabets = _confusion_rates(builder.classes, *_counts(predictions))

@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import sys
+from typing import Iterator
 
 import numpy as np
 import paddle
@@ -20,6 +21,7 @@ from ..data.sinusoid import Sinusoids
 from ..data.splits import PARTS, split_classes
 from ..data.synthetic import draw_synthetic
 from ..errors import UserError
+from ..learners.base import Learner
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
 from ..networks.mlp import MLP
@@ -84,7 +86,7 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> MetaLearne
     )
 
 
-def make_network(settings, images):
+def make_network(settings: Settings, images: ImageSet | Sinusoids) -> paddle.nn.Layer:
     """A network with fresh weights."""
     shape = images.input_shape
     n_outputs = 1 if settings.dataset == "sinusoid" else settings.n_way
@@ -113,7 +115,7 @@ def _own_network(name, shape, n_outputs):
 
 
 @contextlib.contextmanager
-def own_network_may_fail(settings):
+def own_network_may_fail(settings: Settings) -> Iterator[None]:
     """What a learner finds wrong with a network of the user's is the user's to mend."""
     try:
         yield
@@ -123,7 +125,7 @@ def own_network_may_fail(settings):
         raise UserError(f"{flag('network')} is {settings.network}, but {error}.") from error
 
 
-def require_own_network(stored, given):
+def require_own_network(stored: Settings, given: dict) -> None:
     """UserError unless a network of the user's that `Settings` of a run name is named again: what a file says
     is not imported."""
     if stored.own_network and given.get("network") != stored.network:
@@ -133,7 +135,9 @@ def require_own_network(stored, given):
         )
 
 
-def make_optimizer(settings, learner):
+def make_optimizer(
+    settings: Settings, learner: Learner
+) -> tuple[paddle.optimizer.Adam, paddle.optimizer.lr.LRScheduler | None]:
     """Adam for a learner, the meta-optimizer, and its schedule, None where the rate is constant."""
     schedule = None
     if settings.meta_lr_schedule == "cosine":
@@ -165,7 +169,7 @@ def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
     return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
 
 
-def evaluation_episodes(settings: Settings, images: ImageSet, **options) -> EpisodeBuilder:
+def evaluation_episodes(settings: Settings, images: ImageSet, **options: bool) -> EpisodeBuilder:
     """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`; options are
     rotations and within_alphabet of `EpisodeBuilder`, which validation and test leave out."""
     return _episodes(settings, images, settings.test_k_query, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+from typing import Callable
 
 
 class Ahead:
@@ -15,19 +16,19 @@ class Ahead:
         depth: how many may wait.
     """
 
-    def __init__(self, build, first, last, depth=2):
+    def __init__(self, build: Callable[[int], tuple], first: int, last: int, depth: int = 2):
         self._build, self._rest = build, iter(range(first, last))
         self._thread = concurrent.futures.ThreadPoolExecutor(1)
         self._waiting = collections.deque()
         for _ in range(depth):
             self._order()
 
-    def next(self):
+    def next(self) -> tuple:
         """The next meta-batch; raises what building it raised."""
         self._order()
         return self._waiting.popleft().result()
 
-    def close(self):
+    def close(self) -> None:
         """Build no more."""
         self._thread.shutdown(cancel_futures=True)
 

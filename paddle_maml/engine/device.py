@@ -9,6 +9,8 @@ import re
 import signal
 import sys
 import warnings
+from types import ModuleType
+from typing import Callable
 
 from ..errors import UserError
 from .signals import signals_go_to, signals_wait
@@ -59,7 +61,7 @@ def use_all_of_amd() -> None:
         os.environ.setdefault("MKL_DEBUG_CPU_TYPE", "5")
 
 
-def import_paddle():
+def import_paddle() -> ModuleType:
     """Import Paddle with its signal handlers, which print a stack, taken away; returns the module.
 
     Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
@@ -115,7 +117,7 @@ def gpu_count() -> int:
     return paddle.device.cuda.device_count() if paddle.device.is_compiled_with_cuda() else 0
 
 
-def select_device(name: str = "auto", announce=print) -> str:
+def select_device(name: str = "auto", announce: Callable[[str], None] = print) -> str:
     """Choose the device for all that follows.
 
     Args:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Callable
 
 import numpy as np
 
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
+from ..learners.maml import MetaLearner
 from .parallel import ALONE, Ranks
 
 NOTE = (
@@ -21,12 +23,12 @@ class Diverged(UserError):
 
 
 def evaluate(
-    learner,
+    learner: MetaLearner,
     builder: EpisodeBuilder,
     episodes: int,
     steps: int | None = None,
     batch: int = 32,
-    between=None,
+    between: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict:
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
@@ -68,12 +70,12 @@ def evaluate(
 
 
 def score_episodes(
-    learner,
+    learner: MetaLearner,
     builder: EpisodeBuilder,
     episodes: int,
     steps: int | None = None,
     batch: int = 32,
-    between=None,
+    between: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
 ) -> np.ndarray:
     """(scores, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
@@ -94,6 +96,6 @@ def score_episodes(
     return ranks.sum_array(whole)
 
 
-def mean_and_interval(scores):
+def mean_and_interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Mean over episodes, the first axis, and half the width of its 95 % interval: 1.96 standard errors."""
     return scores.mean(axis=0), 1.96 * scores.std(axis=0, ddof=1) / math.sqrt(len(scores))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from typing import Sequence
 
 import numpy as np
 import paddle
@@ -28,7 +29,7 @@ class Ranks:
         size: processes in the group.
     """
 
-    def __init__(self, rank=0, size=1):
+    def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
 
     @classmethod
@@ -45,7 +46,7 @@ class Ranks:
         """Whether this rank is the one that writes files and speaks."""
         return self.rank == 0
 
-    def share(self, numbers):
+    def share(self, numbers: Sequence) -> Sequence:
         """This rank's part of a sequence."""
         return share(numbers, self.rank, self.size)
 

@@ -7,6 +7,7 @@ import os
 import pickle
 import pickletools
 import re
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ MAX_BYTES = 1 << 30
 MAX_INSTRUCTIONS = 200_000
 
 
-def read_file(path: str):
+def read_file(path: str) -> Any:
     """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values.
 
     Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may

@@ -17,6 +17,7 @@ import sys
 import time
 import traceback
 import warnings
+from typing import Callable, Sequence
 
 from ..errors import UserError
 from .device import import_paddle
@@ -39,14 +40,14 @@ def started_rank() -> int:
     return int(rank) if rank.isdecimal() else 0
 
 
-def share(numbers, rank: int, size: int):
+def share(numbers: Sequence, rank: int, size: int) -> Sequence:
     """The part of a sequence that one of `size` processes takes: contiguous, and in lengths that differ by
     one at most."""
     start, end = (len(numbers) * number // size for number in (rank, rank + 1))
     return numbers[start:end]
 
 
-def run_processes(function, arguments: tuple, count: int, device: str) -> int:
+def run_processes(function: Callable[..., int], arguments: tuple, count: int, device: str) -> int:
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this
     machine.
 

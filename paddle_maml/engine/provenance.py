@@ -7,6 +7,7 @@ import dataclasses
 import os
 import typing
 from pathlib import Path
+from typing import Iterator
 
 from ..data.omniglot import class_names
 from ..data.splits import OMNIGLOT_RULES, split_classes
@@ -148,7 +149,7 @@ def start_weights(settings: Settings) -> tuple[str | None, Origin | None]:
 
 
 @contextlib.contextmanager
-def fresh_weights_are_a_way_out():
+def fresh_weights_are_a_way_out() -> Iterator[None]:
     """A refusal says how to begin without: a preset may have asked for weights, and not the user."""
     try:
         yield

@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from typing import Callable
 
 import numpy as np
 import paddle
+from PIL import Image
 
 from ..data.episodes import meta_batch
 from ..data.sinusoid import INPUTS, Sinusoids, sinusoid
@@ -17,6 +19,7 @@ from ..report.pictures import draw_functions, png
 from ..report.tables import ANALYSIS, json_file
 from .assembly import evaluation_episodes, make_network, training_episodes
 from .evaluation import mean_and_interval, score_episodes
+from .settings import Settings
 
 POINTS = (5, 10, 20)
 INNER_STEPS = 10
@@ -26,7 +29,13 @@ CURVES, GRID = 3, 200  # tasks that are drawn, and points of a curve
 PICTURE = "sinusoid.png"
 
 
-def analyse_sinusoids(learner, settings, images, val_images, announce):
+def analyse_sinusoids(
+    learner: MetaLearner,
+    settings: Settings,
+    images: Sinusoids,
+    val_images: Sinusoids,
+    announce: Callable[[str], None],
+) -> tuple[dict, Image.Image]:
     """Measure a learner of sinusoids, and a network trained on all tasks together.
 
     Args:
@@ -60,7 +69,7 @@ def analyse_sinusoids(learner, settings, images, val_images, announce):
     return analysis, _draw({"MAML": learner, "all tasks together": joint}, settings, images)
 
 
-def train_jointly(settings) -> MetaLearner:
+def train_jointly(settings: Settings) -> MetaLearner:
     """A network that one loss over all tasks has trained, as a learner: with an inner rate of 0, the query
     loss of MAML is that loss."""
     paddle.seed(settings.seed)
@@ -89,7 +98,7 @@ def regression_table(analysis: dict) -> str:
     return "\n".join(lines)
 
 
-def write_regression(folder: str, report: dict, picture) -> None:
+def write_regression(folder: str, report: dict, picture: Image.Image) -> None:
     """Write analysis.json and sinusoid.png into a folder, which is made if needed."""
     os.makedirs(folder, exist_ok=True)
     write_together(folder, {ANALYSIS: json_file(report), PICTURE: png(picture)})

@@ -49,7 +49,7 @@ def finished_report(run_folder: str) -> tuple[dict, str]:
     return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
 
 
-def read_report(path: str | Path, **types) -> dict:
+def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:
     """The dict in a JSON file of a run: its settings, its test and what else is wanted.
 
     Args:

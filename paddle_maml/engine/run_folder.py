@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import os
 import shlex
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from ..report.tables import CURVE, REPORT, evaluation_table, score_key, score_te
 from . import checkpoint
 from .provenance import origin_of
 from .settings import Settings, flag
-from .signals import Interrupted
+from .signals import Interrupted, StopRequest
 from .weights import load_weights, optimizer_state, set_optimizer_state
 
 
@@ -33,19 +34,19 @@ class RunFolder:
     """What a run keeps. Of a group of processes all read it, and rank 0 alone locks, writes and speaks.
 
     Args:
-        trainer: a `Trainer`.
+        trainer: a `Trainer` (training.py, which imports this module).
         environment: versions and device, as reports and checkpoints state them.
         stop: a `StopRequest`.
     """
 
-    def __init__(self, trainer, environment, stop):
+    def __init__(self, trainer: Any, environment: dict, stop: StopRequest):
         self.trainer, self.environment, self.stop = trainer, environment, stop
         self.settings, self.ranks, self.path = trainer.settings, trainer.ranks, trainer.settings.run_folder
         self.metrics = self.progress = Silence()
         self.saved = None  # the state that the newest checkpoint has
 
     @contextlib.contextmanager
-    def taken(self):
+    def taken(self) -> Iterator[str | None]:
         """The folder is made and this process's alone; gives the checkpoint set that the run is to go on
         from, or None. A run that fails before its first step leaves nothing that would be in the way of the
         next try."""
@@ -118,7 +119,7 @@ class RunFolder:
         if begins_with:
             self.progress.note(begins_with)
 
-    def log(self, **validation) -> None:
+    def log(self, **validation: float) -> None:
         """Add a row to metrics.csv, unless the meta-iteration has one."""
         state = self.trainer.state
         if state.logged < state.iteration:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import shlex
+from typing import Any, Iterable
 
 from ..errors import UserError
 from .presets import PRESETS
@@ -232,7 +233,7 @@ class Settings:
         if self.dataset == "sinusoid" and self.network == "conv4":
             raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
 
-    def refuse_without_effect(self, given):
+    def refuse_without_effect(self, given: dict) -> None:
         """UserError for the first of the settings that a user gives that does nothing: who gives it expects
         an effect. What a preset or a run has beside them may do nothing."""
         for name, useless, why in (
@@ -319,12 +320,12 @@ def _in_runs(path):
     return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1 :]])
 
 
-def nearest(name: str, names) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]}?" if close else "see --help for the list."
 
 
-def settings_from_preset(preset: str = "omniglot-5way-1shot", **overrides) -> Settings:
+def settings_from_preset(preset: str = "omniglot-5way-1shot", **overrides: Any) -> Settings:
     """Settings of a preset with some values replaced.
 
     Args:
@@ -364,7 +365,7 @@ def kind_of(field: dataclasses.Field) -> type:
     return {"str": str, "int": int, "float": float, "bool": bool}[field.type]
 
 
-def what_is_wrong(field: dataclasses.Field, value) -> str | None:
+def what_is_wrong(field: dataclasses.Field, value: Any) -> str | None:
     """The end of a sentence about a value of the right type, or None."""
     check = field.metadata["check"]
     return check(value) if check else "must not be empty" if value == "" else None

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from typing import Callable, Iterator
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def signals_go_to(handler):
+def signals_go_to(handler: Callable | signal.Handlers) -> Iterator[None]:
     """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a
     script, still is. Outside the main thread, where Python has no handlers, nothing changes."""
     previous = {}
@@ -27,7 +28,7 @@ def signals_go_to(handler):
 
 
 @contextlib.contextmanager
-def signals_wait():
+def signals_wait() -> Iterator[None]:
     """SIGINT and SIGTERM are delivered when this is left, where the system can hold them back."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
@@ -49,11 +50,11 @@ class StopRequest:
     def __init__(self):
         self.requested, self._held = False, contextlib.ExitStack()
 
-    def __enter__(self):
+    def __enter__(self) -> StopRequest:
         self._held.enter_context(signals_go_to(self._handle))
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, *_: object) -> None:
         self._held.close()
 
     def _handle(self, number, frame):

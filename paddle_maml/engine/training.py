@@ -6,13 +6,16 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
+from typing import Any, Callable
 
 import numpy as np
 import paddle
 
 from ..data.episodes import meta_batch
+from ..data.images import ImageSet
 from ..errors import UserError
 from ..files import digest
+from ..learners.base import Learner
 from ..report.log import require_visualdl
 from ..report.tables import score_key, score_text
 from .assembly import (
@@ -78,7 +81,9 @@ def train(settings: Settings) -> dict:
         raise
 
 
-def meta_gradient(learner, batch, share: float = 1.0, ranks: Ranks = ALONE, **options) -> list[float]:
+def meta_gradient(
+    learner: Learner, batch: tuple | None, share: float = 1.0, ranks: Ranks = ALONE, **options: Any
+) -> list[float]:
     """Leave the meta-gradient of a meta-batch in the parameters' `.grad`.
 
     Args:
@@ -151,7 +156,7 @@ class Trainer:
         ranks: the group of processes.
     """
 
-    def __init__(self, settings, parts, ranks=ALONE):
+    def __init__(self, settings: Settings, parts: dict[str, ImageSet], ranks: Ranks = ALONE):
         self.settings, self.ranks, self.state = settings, ranks, State()
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
@@ -205,7 +210,7 @@ class Trainer:
         finally:
             ahead.close()
 
-    def step(self, batch, share: float) -> None:
+    def step(self, batch: tuple | None, share: float) -> None:
         """One meta-iteration on this rank's tasks, which are a share of the meta-batch."""
         state, began = self.state, time.monotonic()
         if self.schedule:
@@ -250,7 +255,7 @@ class Trainer:
         )
         return {"val_loss": result["loss"], "val_accuracy": score, "val_interval": interval}
 
-    def test(self, images, between=None) -> dict:
+    def test(self, images: ImageSet, between: Callable[[], None] | None = None) -> dict:
         """The result of `evaluate` for the best weights, which the learner has afterwards."""
         set_weights(self.learner, self.best, "the best checkpoint")
         episodes = held_back_episodes(self.settings, images)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import re
 import zipfile
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..errors import UserError
 from .plain_data import MAX_BYTES, read_file
 
+if TYPE_CHECKING:
+    import paddle
+
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
 RATES = "inner_rates"  # learned ones; a file of a network's weights has none, and a learner keeps its own
 
 
-def load_weights(learner, path: str, fit: bool = False) -> None:
+def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None:
     """Load weights into a learner, or a network alone.
 
     Args:
@@ -63,7 +67,7 @@ def _fitted(arrays, own):
     return arrays
 
 
-def set_weights(layer, arrays: dict, path: str) -> None:
+def set_weights(layer: paddle.nn.Layer, arrays: dict, path: str) -> None:
     """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
     names and shapes agree."""
     own = {name: tensor for name, tensor in layer.state_dict().items() if name in arrays or name != RATES}
@@ -111,7 +115,7 @@ def _read_npz(path):
 # ---- the meta-optimizer's state ----
 
 
-def optimizer_state(optimizer, learner) -> dict:
+def optimizer_state(optimizer: paddle.optimizer.Optimizer, learner: paddle.nn.Layer) -> dict:
     """The state of a meta-optimizer as a dict of arrays.
 
     Paddle names its entries by numbers that count the tensors made before in the process; here they bear the
@@ -121,7 +125,9 @@ def optimizer_state(optimizer, learner) -> dict:
     return {name: tensor.numpy() for name, _, tensor in _optimizer_slots(optimizer, learner)} or {"steps": 0}
 
 
-def set_optimizer_state(optimizer, learner, state: dict, path: str) -> None:
+def set_optimizer_state(
+    optimizer: paddle.optimizer.Optimizer, learner: paddle.nn.Layer, state: dict, path: str
+) -> None:
     """Give a new meta-optimizer the state that `optimizer_state` returned. The learner's weights do not
     change.
 

@@ -5,11 +5,14 @@ portion at a time.
 `StridedConvolution` here, and in winograd.py the one before a max-pool.
 """
 
+from __future__ import annotations
+
 import functools
 import typing
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
 from .windows import TAPS, Windows
 
@@ -29,16 +32,16 @@ class Portion(typing.NamedTuple):
     last: int
 
     @property
-    def tasks(self):
+    def tasks(self) -> int:
         """How many there are."""
         return self.end - self.start
 
     @property
-    def images(self):
+    def images(self) -> int:
         """Images of each task."""
         return self.last - self.first
 
-    def of(self, rows, images):
+    def of(self, rows: Tensor, images: int) -> Tensor:
         """Its part of rows (T, images * pixels, C)."""
         pixels = rows.shape[1] // images
         # All rows of some tasks or some of one: contiguous either way, which Paddle sees only in the flat
@@ -64,11 +67,11 @@ class Convolution:
             how large a portion is.
     """
 
-    def __init__(self, pixels, out_size, gathered):
+    def __init__(self, pixels: int, out_size: tuple[int, int], gathered: int):
         self.pixels, self.out_size = pixels, out_size
         self._gathered = gathered
 
-    def groups(self, tasks, images):
+    def groups(self, tasks: int, images: int) -> list[list[Portion]]:
         """Lists of portions, each list with all images of the same tasks."""
         each = self._gathered * images
         limit = CPU_PORTION_ROWS if paddle.get_device() == "cpu" else GPU_PORTION_ROWS
@@ -80,19 +83,21 @@ class Convolution:
             for t in range(0, tasks, together)
         ]
 
-    def transform(self, weight, for_gradient=False):
+    def transform(self, weight: Tensor, for_gradient: bool = False) -> Tensor:
         """A weight (T, 9 * C, D) as `output` takes it or, on request, as `gradient` does: (T, ...)."""
         raise NotImplementedError
 
-    def transpose_transform(self, by_weight):
+    def transpose_transform(self, by_weight: Tensor) -> Tensor:
         """From the gradient by the weight as `gradient` takes it, to that by the weight, (T, 9 * C, D)."""
         raise NotImplementedError
 
-    def output(self, portion, factors, images):
+    def output(self, portion: Portion, factors: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
         """The maps of a portion, summed over factors, each (rows, weight as `transform` returns it)."""
         raise NotImplementedError
 
-    def gradient(self, portion, terms, images):
+    def gradient(
+        self, portion: Portion, terms: list[tuple[Tensor, Tensor, Tensor]], images: int
+    ) -> tuple[Tensor, Tensor]:
         """The two gradients for a portion, summed over terms.
 
         Args:
@@ -104,16 +109,16 @@ class Convolution:
         """
         raise NotImplementedError
 
-    def corners(self, maps, portion):
+    def corners(self, maps: Tensor, portion: Portion) -> list[Tensor]:
         """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that
         may be overwritten; without pooling the maps themselves."""
         return [maps]
 
-    def from_corners(self, corners, portion):
+    def from_corners(self, corners: list[Tensor], portion: Portion) -> Tensor:
         """The transpose of `corners`: zeros where no pooling window is."""
         return corners[0]
 
-    def sums(self, maps, portion):
+    def sums(self, maps: Tensor, portion: Portion) -> Tensor:
         """Sums over the pixels of the output: (tasks, 1, D)."""
         return column_sums(maps)
 
@@ -129,18 +134,18 @@ class StridedConvolution(Convolution):
         height, width: the input map, in pixels.
     """
 
-    def __init__(self, height, width):
+    def __init__(self, height: int, width: int):
         self._windows = Windows(height, width, pool=False)
         pixels = int(np.prod(self._windows.conv_size))
         super().__init__(pixels, self._windows.conv_size, TAPS * pixels)
 
-    def transform(self, weight, for_gradient=False):
+    def transform(self, weight: Tensor, for_gradient: bool = False) -> Tensor:
         return weight
 
-    def transpose_transform(self, by_weight):
+    def transpose_transform(self, by_weight: Tensor) -> Tensor:
         return by_weight
 
-    def output(self, portion, factors, images):
+    def output(self, portion: Portion, factors: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
         total = None
         for rows, weight in factors:
             total = add_in_place(
@@ -151,7 +156,9 @@ class StridedConvolution(Convolution):
             )
         return total
 
-    def gradient(self, portion, terms, images):
+    def gradient(
+        self, portion: Portion, terms: list[tuple[Tensor, Tensor, Tensor]], images: int
+    ) -> tuple[Tensor, Tensor]:
         products, by_weight = None, None
         for grad, weight, rows in terms:
             windows = self._under_the_kernel(portion, rows, images)
@@ -178,23 +185,23 @@ class StridedConvolution(Convolution):
         return _strided_numbers(self._windows, portion.tasks, portion.images, paddle.get_device())
 
 
-def column_sums(rows):
+def column_sums(rows: Tensor) -> Tensor:
     """Sums over the rows of (T, n, C): (T, 1, C). The product with ones takes a fraction of the time of a sum
     over an axis (operators.py)."""
     return paddle.matmul(paddle.ones([rows.shape[0], 1, rows.shape[1]], rows.dtype), rows)
 
 
-def add_in_place(total, term):
+def add_in_place(total: Tensor | None, term: Tensor) -> Tensor:
     """total + term, where a total of None is nothing yet; total may be overwritten."""
     return term if total is None else total.add_(term)
 
 
-def with_zeros(rows):
+def with_zeros(rows: Tensor) -> Tensor:
     """(T, n, C) as one list of rows, (T * n + 1, C), the last of zeros."""
     return paddle.concat([rows.flatten(0, 1), paddle.zeros([1, rows.shape[2]], rows.dtype)])
 
 
-def of_tasks(numbers, size, tasks):
+def of_tasks(numbers: np.ndarray, size: int, tasks: int) -> Tensor:
     """Numbers of the `size` rows of one task as a flat int32 tensor of those of all tasks; what points after
     the last row still does."""
     numbers = numbers.ravel()
@@ -202,7 +209,7 @@ def of_tasks(numbers, size, tasks):
     return paddle.to_tensor(spread.ravel().astype(np.int32))
 
 
-def window_rows(rows, windows, images):
+def window_rows(rows: Tensor, windows: Windows, images: int) -> list[Tensor]:
     """The pixels under the kernel and a one: (T, images * pixels, 9 * C + 1) for each piece of `windows`, of
     rows (T, images * H * W, C)."""
     tasks, _, channels = rows.shape

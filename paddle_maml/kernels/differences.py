@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Callable
+from typing import Callable, Iterator
 
 import paddle
 
@@ -13,7 +13,7 @@ STEPS = {paddle.float64: 3e-8, paddle.float32: 3e-3}
 
 
 @contextlib.contextmanager
-def default_dtype(dtype):
+def default_dtype(dtype: str | paddle.dtype) -> Iterator[None]:
     """Tensors that a network makes for itself are of that dtype inside."""
     before = paddle.get_default_dtype()
     paddle.set_default_dtype(dtype)
@@ -23,7 +23,7 @@ def default_dtype(dtype):
         paddle.set_default_dtype(before)
 
 
-def floating(tensor: paddle.Tensor, dtype) -> paddle.Tensor:
+def floating(tensor: paddle.Tensor, dtype: str | paddle.dtype) -> paddle.Tensor:
     """The tensor in a floating dtype, if it is floating; whole numbers stay."""
     return tensor.astype(dtype) if paddle.is_floating_point(tensor) else tensor
 

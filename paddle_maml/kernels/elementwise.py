@@ -147,7 +147,11 @@ def prelu(x: Tensor, weight: Tensor, channel_axis: int = 1) -> Tensor:
 
 
 def dropout(
-    x: Tensor, p: float = 0.5, axis=None, training: bool = True, mode: str = "upscale_in_train"
+    x: Tensor,
+    p: float = 0.5,
+    axis: int | list[int] | None = None,
+    training: bool = True,
+    mode: str = "upscale_in_train",
 ) -> Tensor:
     """Elements dropped with probability p: from the same seed the same as `F.dropout` drops."""
     with paddle.no_grad():

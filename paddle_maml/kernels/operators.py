@@ -31,13 +31,16 @@ otherwise):
           150
 """
 
+from __future__ import annotations
+
 import typing
 
 import paddle
 import paddle.nn.functional as F
+from paddle import Tensor
 from paddle.autograd import PyLayer
 
-from .convolution import add_in_place, column_sums
+from .convolution import Convolution, add_in_place, column_sums
 
 # Rows of the first layer that are multiplied at once: on a CPU what fits the cache.
 CPU_PRODUCT_ROWS = 2048
@@ -84,7 +87,7 @@ class _Matmul(PyLayer):
         )
 
 
-def matmul(a, b, transpose_a=False, transpose_b=False):
+def matmul(a: Tensor, b: Tensor, transpose_a: bool = False, transpose_b: bool = False) -> Tensor:
     """Batched matrix product: (T, m, k) and (T, k, n) to (T, m, n), either factor transposed on request."""
     return _Matmul.apply(a, b, transpose_a, transpose_b)
 
@@ -118,7 +121,7 @@ class _SpreadRows(PyLayer):
         return _SumRows.apply(grad)
 
 
-def sum_rows(rows):
+def sum_rows(rows: Tensor) -> Tensor:
     """Sum over the rows: (T, n, C) to (T, 1, C)."""
     return _SumRows.apply(rows)
 
@@ -152,12 +155,12 @@ class _AffineRows(PyLayer):
         )
 
 
-def scale_rows(rows, scale):
+def scale_rows(rows: Tensor, scale: Tensor) -> Tensor:
     """rows * scale with a scale (T, 1, C) for every channel."""
     return _ScaleRows.apply(rows, scale)
 
 
-def affine_rows(rows, scale, shift):
+def affine_rows(rows: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """rows * scale + shift with a scale and a shift (T, 1, C) for every channel."""
     return _AffineRows.apply(rows, scale, shift)
 
@@ -247,7 +250,7 @@ class _LargestProductGradient(PyLayer):
         return paddle.concat(by_grad).reshape([weight_grad.shape[0], -1, weight_grad.shape[2]])
 
 
-def row_portions(pieces):
+def row_portions(pieces: list[Tensor]) -> list[tuple[slice, list[Tensor]]]:
     """Pieces for `largest_product`, cut to what fits the cache together when it has 64 columns.
 
     Args:
@@ -277,7 +280,7 @@ def row_portions(pieces):
     return portions
 
 
-def largest_product(portions, weight):
+def largest_product(portions: list[tuple[slice, list[Tensor]]], weight: Tensor) -> Tensor:
     """relu(max over the pieces of piece @ weight): convolution, pooling and ReLU of the first layer in one.
 
     The products are the largest maps of the network, and they are never written to memory.
@@ -443,7 +446,9 @@ def _map_gradients(maps, pooled_grad, mean_grad, variance_grad, convolution, ima
         yield portion, grad.add_(convolution.from_corners(routed, portion))
 
 
-def convolve(rows, weight, convolution, images):
+def convolve(
+    rows: Tensor, weight: Tensor, convolution: Convolution, images: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, with a
     `PooledConvolution`, 2x2 max-pooling.
 
@@ -499,7 +504,7 @@ class _CrossEntropy(PyLayer):
         return (_Softmax.apply(logits) - ctx.targets) * per_image, None
 
 
-def cross_entropy(logits, targets):
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of each task, (T,), from logits (T, N, n_way) and one-hot targets of the same
     shape."""
     return _CrossEntropy.apply(logits, targets)

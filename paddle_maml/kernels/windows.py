@@ -5,6 +5,8 @@ channels, images and pixels in reading order. A convolution is then a gather of 
 (convolution.py, winograd.py); padding is one more row, of zeros, after the last. This module only counts.
 """
 
+from __future__ import annotations
+
 import dataclasses
 
 import numpy as np
@@ -46,12 +48,12 @@ class Windows:
     pool: bool
 
     @property
-    def stride(self):
+    def stride(self) -> int:
         """In pixels."""
         return 1 if self.pool else 2
 
     @property
-    def conv_size(self):
+    def conv_size(self) -> tuple[int, int]:
         """Height and width after the convolution."""
         return (self.height - 1) // self.stride + 1, (self.width - 1) // self.stride + 1
 
@@ -72,7 +74,7 @@ class Windows:
         chosen = [covered & (row % 2 == i) & (column % 2 == j) for i in (0, 1) for j in (0, 1)]
         return [taps[which] for which in chosen + ([] if covered.all() else [~covered])]
 
-    def rows(self, images):
+    def rows(self, images: int) -> list[np.ndarray]:
         """For each piece an int32 array (images * pixels, 9): the rows of one task under each output
         pixel."""
         return [
@@ -80,7 +82,7 @@ class Windows:
             for taps in self._pieces()
         ]
 
-    def uses(self, images):
+    def uses(self, images: int) -> np.ndarray:
         """Without pooling, where each input row occurs in the flat `rows`: int32 (most uses of a row, images
         * height * width); what is left over of the columns points after the end of `rows`."""
         [taps] = self._pieces()
@@ -115,19 +117,19 @@ class Tiles:
     width: int
 
     @property
-    def out_size(self):
+    def out_size(self) -> tuple[int, int]:
         """Height and width after the pooling."""
         return self.height // SIDE, self.width // SIDE
 
-    def tiles(self, images):
+    def tiles(self, images: int) -> int:
         """Tiles of so many images."""
         return images * self._grid()[0].size
 
-    def pooled_tiles(self, images):
+    def pooled_tiles(self, images: int) -> int:
         """The first of them, those inside the map."""
         return images * self.out_size[0] * self.out_size[1]
 
-    def rows(self, images):
+    def rows(self, images: int) -> np.ndarray:
         """Rows at the positions of the tiles: int32 (positions, images * tiles); outside is the row after the
         last."""
         row, column, _ = self._grid()
@@ -136,13 +138,13 @@ class Tiles:
             _number(row * SIDE + down - 1, column * SIDE + right - 1, self.height, self.width), images
         )
 
-    def rows_in_tile_order(self, images):
+    def rows_in_tile_order(self, images: int) -> np.ndarray:
         """The same where the rows are the pixels of all tiles."""
         return np.append(self.reading_order(images), CORNERS * self.tiles(images))[self.rows(images)].astype(
             np.int32
         )
 
-    def own_rows(self, images):
+    def own_rows(self, images: int) -> np.ndarray:
         """Rows that are the pixels of the tiles: int32 (corners, images * tiles); outside is the row after
         the last."""
         row, column, _ = self._grid()
@@ -151,14 +153,14 @@ class Tiles:
             _number(row * SIDE + down, column * SIDE + right, self.height, self.width), images
         )
 
-    def reading_order(self, images):
+    def reading_order(self, images: int) -> np.ndarray:
         """Where each row is among the pixels of the tiles: int32 (images * height * width,)."""
         own = self.own_rows(images).ravel()
         places = np.empty(images * self.height * self.width + 1, np.int32)
         places[own] = np.arange(own.size)
         return places[:-1]
 
-    def inside(self, images):
+    def inside(self, images: int) -> np.ndarray:
         """Which pixels of the tiles are inside the map: bool (corners * images * tiles,)."""
         return self.own_rows(images).ravel() < images * self.height * self.width
 

@@ -21,13 +21,16 @@ gradient by the taps is, at each position, the product of A^T times the input's 
 former has gathered and multiplied by B.
 """
 
+from __future__ import annotations
+
 import functools
 import typing
 
 import numpy as np
 import paddle
+from paddle import Tensor
 
-from .convolution import Convolution, add_in_place, of_tasks, with_zeros
+from .convolution import Convolution, Portion, add_in_place, of_tasks, with_zeros
 from .windows import CORNERS, POSITIONS, TAPS, Tiles
 
 _B = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]])
@@ -50,29 +53,31 @@ class PooledConvolution(Convolution):
         height, width: the map, in pixels.
     """
 
-    def __init__(self, height, width):
+    def __init__(self, height: int, width: int):
         self._tiles = Tiles(height, width)
         super().__init__(height * width, self._tiles.out_size, POSITIONS * self._tiles.tiles(1))
 
-    def transform(self, weight, for_gradient=False):
+    def transform(self, weight: Tensor, for_gradient: bool = False) -> Tensor:
         """G w at each position, (T, positions, C, D); for the gradient of the taps in reverse order."""
         tasks, rows, depth = weight.shape
         return _times("G flipped" if for_gradient else "G", weight.reshape([tasks, TAPS, -1])).reshape(
             [tasks, POSITIONS, rows // TAPS, depth]
         )
 
-    def transpose_transform(self, by_weight):
+    def transpose_transform(self, by_weight: Tensor) -> Tensor:
         tasks, _, channels, depth = by_weight.shape
         return _times("G flipped", by_weight, transpose=True).reshape([tasks, TAPS * channels, depth])
 
-    def output(self, portion, factors, images):
+    def output(self, portion: Portion, factors: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
         numbers, total = self._numbers(portion, factors[0][0].dtype), None
         for rows, transformed in factors:
             windows = _windows(portion.of(rows, images), numbers.rows)
             total = add_in_place(total, paddle.matmul(windows, transformed[portion.start : portion.end]))
         return _pixels(total)
 
-    def gradient(self, portion, terms, images):
+    def gradient(
+        self, portion: Portion, terms: list[tuple[Tensor, Tensor, Tensor]], images: int
+    ) -> tuple[Tensor, Tensor]:
         numbers, products, by_weight = self._numbers(portion, terms[0][0].dtype), None, None
         for grad, transformed, rows in terms:
             windows = _windows(grad, numbers.rows_in_tile_order)
@@ -88,14 +93,14 @@ class PooledConvolution(Convolution):
             [portion.tasks, -1, channels]
         ), by_weight
 
-    def corners(self, maps, portion):
+    def corners(self, maps: Tensor, portion: Portion) -> list[Tensor]:
         tiles, pooled = self._tiles.tiles(portion.images), self._tiles.pooled_tiles(portion.images)
         # Not slices: those are views with gaps, which every later operator would copy anew, slowly.
         return paddle.split(maps, [pooled, tiles - pooled] * 4 if tiles > pooled else 4, axis=1)[
             :: 2 if tiles > pooled else 1
         ]
 
-    def from_corners(self, corners, portion):
+    def from_corners(self, corners: list[Tensor], portion: Portion) -> Tensor:
         tasks, pooled, depth = corners[0].shape
         edge = self._tiles.tiles(portion.images) - pooled
         if edge:
@@ -103,7 +108,7 @@ class PooledConvolution(Convolution):
             corners = [part for corner in corners for part in (corner, zeros)]
         return paddle.concat(corners, axis=1)
 
-    def sums(self, maps, portion):
+    def sums(self, maps: Tensor, portion: Portion) -> Tensor:
         return paddle.matmul(self._numbers(portion, maps.dtype).inside, maps)
 
     def _numbers(self, portion, dtype):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Callable
 
 import numpy as np
 import paddle
@@ -17,7 +18,9 @@ TOLERANCE = {paddle.float64: 1e-3, paddle.float32: 5e-2}
 _STEPS = {paddle.float64: (3e-8, 1e-8, 3e-9, 1e-6), paddle.float32: (3e-3, 1e-3, 1e-2)}
 
 
-def product_error(gradient_of, theta) -> float:
+def product_error(
+    gradient_of: Callable[[list[paddle.Tensor], bool], list[paddle.Tensor | None]], theta: list[paddle.Tensor]
+) -> float:
     """How far a Hessian-vector product by Paddle's second derivatives is from differences, relative, in the
     tensor of theta where it is farthest, for a random vector.
 
@@ -49,7 +52,9 @@ def product_error(gradient_of, theta) -> float:
     return min(errors)
 
 
-def exact_product(gradients, theta, vectors) -> list[paddle.Tensor]:
+def exact_product(
+    gradients: list[paddle.Tensor | None], theta: list[paddle.Tensor], vectors: list[paddle.Tensor]
+) -> list[paddle.Tensor]:
     """H v by a second derivative.
 
     Args:
@@ -127,7 +132,9 @@ def _at_fault(layer, inputs):
         return True
 
 
-def precise(gradient_of, theta) -> list[paddle.Tensor]:
+def precise(
+    gradient_of: Callable[[list[paddle.Tensor], bool], list[paddle.Tensor | None]], theta: list[paddle.Tensor]
+) -> list[paddle.Tensor]:
     """Theta in float64, where differences are precise, if the gradient can be had there; else as it is."""
     double = leaves([floating(p, "float64") for p in theta])
     try:
@@ -137,7 +144,7 @@ def precise(gradient_of, theta) -> list[paddle.Tensor]:
     return double
 
 
-def leaves(tensors) -> list[paddle.Tensor]:
+def leaves(tensors: list[paddle.Tensor]) -> list[paddle.Tensor]:
     """The tensors as they are, with no past, and to be differentiated by."""
     result = [tensor.detach() for tensor in tensors]
     for leaf in result:

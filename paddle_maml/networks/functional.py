@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Iterator
 
 import paddle
 from paddle import nn
@@ -50,15 +51,17 @@ class Functional:
         """Whether every layer in it is of a class whose second derivatives are tested."""
         return all(type(part) in TESTED for part in self.layer.sublayers(include_self=True))
 
-    def prepare(self, x):
+    def prepare(self, x: paddle.Tensor) -> paddle.Tensor:
         """x itself."""
         return x
 
-    def initial(self, tasks):
+    def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: each trainable parameter, (tasks, ...)."""
         return [p.unsqueeze(0).expand([tasks, *p.shape]) for p in self._own]
 
-    def outputs(self, x, theta, statistics_of=None):
+    def outputs(
+        self, x: paddle.Tensor, theta: list[paddle.Tensor], statistics_of: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
         """Outputs (T, N, ...) of x (T, N, ...); see `TaskNetwork`."""
         results = []
         for task in range(x.shape[0]):
@@ -67,7 +70,7 @@ class Functional:
                 results.append(self._run(_of_task(x, task), of).unsqueeze(0))
         return results[0] if len(results) == 1 else paddle.concat(results)
 
-    def parameters_of(self, theta):
+    def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """As the layer's `parameters()`, with a leading T; frozen ones are repeated."""
         given = dict(zip(map(id, self._own), theta))
         tasks = theta[0].shape[0]
@@ -76,13 +79,13 @@ class Functional:
             for p in self.layer.parameters()
         ]
 
-    def theta_of(self, params):
+    def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """The inverse of `parameters_of`."""
         trainable = set(map(id, self._own))
         return [given for given, p in zip(params, self.layer.parameters()) if id(p) in trainable]
 
     @contextlib.contextmanager
-    def using(self, theta):
+    def using(self, theta: list[paddle.Tensor]) -> Iterator[nn.Layer]:
         """The layer with these tensors (without T) as its parameters, in the order of `theta_names`, and with
         copies of its buffers; whatever happens, its own are there again in the end."""
         stand_ins = dict(zip(map(id, self._own), theta))

@@ -82,7 +82,7 @@ class MLP(nn.Layer):
         #: The parameters that matter to the outputs, one for each tensor of theta.
         self.theta_names = [name for name, _ in self.named_parameters() if name not in idle]
 
-    def forward(self, x, params=None):
+    def forward(self, x: paddle.Tensor, params: list[paddle.Tensor] | None = None) -> paddle.Tensor:
         """Outputs.
 
         Args:
@@ -120,7 +120,7 @@ class MLP(nn.Layer):
 
     # What follows makes it a `TaskNetwork`.
 
-    def prepare(self, x):
+    def prepare(self, x: paddle.Tensor) -> paddle.Tensor:
         """Inputs (T, N, ...) as rows (T, N, in_features). Raises ValueError for another number."""
         if x.ndim < 3 or math.prod(x.shape[2:]) != self.in_features:
             raise ValueError(
@@ -129,13 +129,15 @@ class MLP(nn.Layer):
             )
         return x.reshape([*x.shape[:2], self.in_features])
 
-    def initial(self, tasks: int):
+    def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: the layer's own parameters for each of so many tasks, tensors (tasks, ...), those with one
         number for each unit (tasks, 1, units)."""
         theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
         return [p.expand([tasks, *p.shape[1:]]) for p in theta]
 
-    def outputs(self, prepared, theta, statistics_of=None):
+    def outputs(
+        self, prepared: paddle.Tensor, theta: list[paddle.Tensor], statistics_of: paddle.Tensor | None = None
+    ) -> paddle.Tensor:
         """Outputs (T, N, n_outputs) of prepared inputs; batch norm with their statistics, or with those of
         other prepared inputs."""
         theta = iter(theta)
@@ -153,7 +155,7 @@ class MLP(nn.Layer):
         weight, bias = theta
         return matmul(streams[0], weight) + bias
 
-    def parameters_of(self, theta):
+    def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Theta laid out as `parameters()`, with a leading T."""
         given = dict(zip(self.theta_names, theta))
         tasks = theta[0].shape[0]
@@ -162,7 +164,7 @@ class MLP(nn.Layer):
             for name, p in self.named_parameters()
         ]
 
-    def theta_of(self, params):
+    def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """The inverse of `parameters_of`."""
         named = {name: p for (name, _), p in zip(self.named_parameters(), params)}
         chosen = [named[name] for name in self.theta_names]

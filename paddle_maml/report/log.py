@@ -9,6 +9,8 @@ import re
 import shutil
 import sys
 import time
+from types import ModuleType
+from typing import TextIO
 
 from ..errors import UserError
 from ..files import write_whole
@@ -44,7 +46,7 @@ class Progress:
 
     BAR = 20
 
-    def __init__(self, total, start=0, log_seconds=10.0, stream=None):
+    def __init__(self, total: int, start: int = 0, log_seconds: float = 10.0, stream: TextIO | None = None):
         self._total, self._start = total, start
         self._stream = stream or sys.stdout
         self._terminal = self._stream.isatty()
@@ -53,7 +55,12 @@ class Progress:
         self._open_line = False
 
     def update(
-        self, iteration: int, loss: float, accuracy: float, episodes_per_second: float, score_name="accuracy"
+        self,
+        iteration: int,
+        loss: float,
+        accuracy: float,
+        episodes_per_second: float,
+        score_name: str = "accuracy",
     ) -> None:
         """Show the state after a meta-iteration; most calls print nothing."""
         now = time.monotonic()
@@ -80,7 +87,7 @@ class Progress:
         self.close()
         self._write(text + "\n")
 
-    def close(self):
+    def close(self) -> None:
         """Leave the progress line as it stands."""
         if self._open_line:
             self._write("\n")
@@ -116,7 +123,7 @@ class Metrics:
         visualdl: also write RUN/visualdl; UserError if the package is missing.
     """
 
-    def __init__(self, run_folder, iteration=0, visualdl=False):
+    def __init__(self, run_folder: str, iteration: int = 0, visualdl: bool = False):
         self._writer = (
             require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
         )
@@ -126,7 +133,7 @@ class Metrics:
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._csv = csv.DictWriter(self._file, COLUMNS)
 
-    def add(self, **values):
+    def add(self, **values: float) -> None:
         """Add a row: values by column name; columns left out stay empty. It is on the disk when this
         returns."""
         shown = {
@@ -141,7 +148,7 @@ class Metrics:
                 if name != "iteration":
                     self._writer.add_scalar(name, value, values["iteration"])
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
         if self._writer:
             self._writer.close()
@@ -178,7 +185,7 @@ def read_metrics(path: str) -> list[dict]:
     return [dict(zip(COLUMNS, line.rstrip("\r").split(","))) for line in lines[1:]]
 
 
-def require_visualdl():
+def require_visualdl() -> ModuleType:
     """The package visualdl; UserError if it is not installed."""
     try:
         import visualdl  # here, because few have it

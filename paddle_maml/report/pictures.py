@@ -16,7 +16,9 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 30, 36  # a panel's margins
 _LEGEND = 20
 
 
-def draw_plots(panels, columns):
+def draw_plots(
+    panels: list[tuple[str, dict[str, list[tuple[float, float]]], float]], columns: int
+) -> Image.Image:
     """Line plots, side by side, as one image.
 
     Args:
@@ -39,7 +41,7 @@ def draw_plots(panels, columns):
     return image
 
 
-def draw_curve(rows):
+def draw_curve(rows: list[dict]) -> Image.Image:
     """The course of a run as an image: loss in training and validation, and accuracy if there is one.
 
     Args:
@@ -60,7 +62,9 @@ def draw_curve(rows):
     return draw_plots(panels, columns=len(panels))
 
 
-def draw_functions(panels):
+def draw_functions(
+    panels: list[tuple[str, dict[str, tuple[np.ndarray, np.ndarray]], tuple[np.ndarray, np.ndarray]]],
+) -> Image.Image:
     """Functions beside each other as one image, all on the same axes.
 
     Args:
@@ -102,7 +106,7 @@ def draw_functions(panels):
     return image
 
 
-def draw_sheet(lines, zoom=2):
+def draw_sheet(lines: list[tuple[str, list[tuple[np.ndarray, str]]]], zoom: int = 2) -> Image.Image:
     """Lines of small pictures with captions, as one image.
 
     Args:
@@ -131,7 +135,7 @@ def draw_sheet(lines, zoom=2):
     return sheet
 
 
-def draw_matrix(matrix, names, titles, cell=11):
+def draw_matrix(matrix: np.ndarray, names: list[str], titles: tuple[str, str], cell: int = 11) -> Image.Image:
     """A square matrix as an image: white for 0 and dark for its largest entry.
 
     Args:
@@ -161,7 +165,7 @@ def draw_matrix(matrix, names, titles, cell=11):
     return image
 
 
-def stacked(images):
+def stacked(images: list[Image.Image]) -> Image.Image:
     """Images under one another, as one."""
     whole = Image.new(
         "RGB", (max(image.width for image in images), sum(image.height for image in images)), "white"
@@ -173,7 +177,7 @@ def stacked(images):
     return whole
 
 
-def png(image):
+def png(image: Image.Image) -> bytes:
     """The bytes of a PNG file."""
     data = io.BytesIO()
     image.save(data, "PNG")
