@@ -7,6 +7,7 @@ import sys
 
 from ..engine.analysis import analyse, write_analysis
 from ..engine.assembly import (
+    choose_device,
     describe,
     environment,
     evaluation_episodes,
@@ -15,7 +16,6 @@ from ..engine.assembly import (
     own_network_may_fail,
     require_own_network,
 )
-from ..engine.device import select_device
 from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
@@ -39,7 +39,7 @@ def run(asked: dict, given: dict) -> None:
 
 def _run(asked, name, weights, origin, settings):
     part = asked["part"]
-    device = select_device(settings.device)
+    device = choose_device(settings)
     parts, rule = load_images(settings)
     learner = make_learner(settings, parts[part])
     load_weights(learner, weights)

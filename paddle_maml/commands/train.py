@@ -32,10 +32,12 @@ def run(given: dict) -> int | None:
             f"processes is {processes} with device {settings.device}, but each process takes a GPU of its "
             f"own and {gpu_count()} can be seen: use --device auto and as many processes at most."
         )
-    # What can be refused is refused here, once, and the images are cached before all processes want them.
+    # What can be refused is refused here, once, and the kernel is compiled and the images are cached before
+    # all processes want them.
     run_folder.refuse_other_run(settings)
     if not continued:
         provenance.start_weights(settings)
+    assembly.load_kernel(settings, device, announce=print)
     assembly.load_training_images(settings)
     return run_processes(train_member, (settings,), processes, device)
 

@@ -9,7 +9,7 @@ import math
 import os
 import platform
 import sys
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 import paddle
@@ -21,12 +21,37 @@ from ..data.sinusoid import Sinusoids
 from ..data.splits import PARTS, split_classes
 from ..data.synthetic import draw_synthetic
 from ..errors import UserError
+from ..kernels import native
 from ..learners.base import Learner
 from ..learners.maml import MetaLearner
 from ..networks.conv4 import MAML
 from ..networks.mlp import MLP
-from .device import cores, processor
+from .device import cores, processor, select_device
 from .settings import Settings, flag
+
+
+def choose_device(settings: Settings, announce: Callable[[str], None] = print) -> str:
+    """Choose the device of a run, and on a CPU load the kernel that computes the four-block network there.
+
+    Args:
+        announce: takes a line on why there is no GPU, on the kernel that is compiled, or why there is none.
+    Returns:
+        The device's name as Paddle gives it.
+    Raises:
+        UserError: as `select_device`.
+    """
+    device = select_device(settings.device, announce)
+    problem = load_kernel(settings, device, announce)
+    if problem:
+        announce(f"Computing with Paddle's own operators: {problem}.")
+    return device
+
+
+def load_kernel(settings: Settings, device: str, announce: Callable[[str], None]) -> str | None:
+    """Load the native kernel where it is for the network and the device, and compile it if that was not done,
+    which is announced. Returns why it cannot be used."""
+    wanted = device == "cpu" and settings.network == "conv4" and native.usable(settings.width, 1)
+    return native.problem(announce) if wanted else None
 
 
 def load_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:

@@ -19,6 +19,7 @@ from ..learners.base import Learner
 from ..report.log import require_visualdl
 from ..report.tables import score_key, score_text
 from .assembly import (
+    choose_device,
     describe,
     environment,
     held_back_episodes,
@@ -30,7 +31,6 @@ from .assembly import (
     training_episodes,
 )
 from .background import Ahead
-from .device import select_device
 from .evaluation import Diverged, evaluate
 from .parallel import ALONE, Ranks
 from .processes import started_rank
@@ -60,7 +60,7 @@ def train(settings: Settings) -> dict:
     settings.check()
     if settings.visualdl:
         require_visualdl()
-    device = select_device(settings.device, announce=print if started_rank() == 0 else lambda line: None)
+    device = choose_device(settings, announce=print if started_rank() == 0 else lambda line: None)
     ranks = Ranks.join()
     if ranks.leads:
         refuse_other_run(settings)

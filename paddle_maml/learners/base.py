@@ -43,7 +43,7 @@ class Learner(nn.Layer):
         self.chunk = chunk or (self.network.together if self.on_cpu else GPU_TOGETHER)
         self._optimizer = optimizer
 
-    def meta_loss(self, x_spt, y_spt, x_qry, y_qry):
+    def meta_loss(self, x_spt, y_spt, x_qry, y_qry) -> tuple[paddle.Tensor, paddle.Tensor]:
         """(loss, score) of a meta-batch, means over its tasks, 0-d tensors; `loss.backward()` leaves the
         meta-gradient in the parameters."""
         raise NotImplementedError
@@ -57,7 +57,7 @@ class Learner(nn.Layer):
         learner without steps has one column."""
         raise NotImplementedError
 
-    def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps: bool = False):
+    def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps: bool = False) -> list[np.ndarray]:
         """One meta-step on a meta-batch.
 
         Returns:
@@ -75,14 +75,14 @@ class Learner(nn.Layer):
             return [np.array([float(score)]), np.array([float(loss)])]
         return [values if values.ndim == 1 else values.mean(axis=0) for values in scored]
 
-    def state_dict(self, *args, **kwargs):
+    def state_dict(self, *args, **kwargs) -> dict:
         """The network's state under the network's own names, so that its weights load without the learner;
         and what the learner itself has learned."""
         state = self.net.state_dict(*args, **kwargs)
         state.update({name: p for name, p in self._parameters.items() if p is not None})
         return state
 
-    def set_state_dict(self, state_dict, *args, **kwargs):
+    def set_state_dict(self, state_dict: dict, *args, **kwargs) -> tuple[list, list]:
         """The inverse of `state_dict`; a state without what the learner has learned leaves that as it is."""
         state = dict(state_dict)
         for name, parameter in self._parameters.items():

@@ -27,7 +27,15 @@ from ..networks.culprit import TOLERANCE, culprit, exact_product, leaves, precis
 from .base import Learner
 
 
-def maml_loss(loss, theta, support, query, inner_steps, inner_lr, order=2):
+def maml_loss(
+    loss: Callable,
+    theta: list,
+    support: tuple,
+    query: tuple,
+    inner_steps: int,
+    inner_lr: float,
+    order: int = 2,
+) -> paddle.Tensor:
     """The query loss of one task after adaptation (Finn et al. 2017, algorithm 1), differentiable by theta.
 
     Args:
@@ -42,7 +50,9 @@ def maml_loss(loss, theta, support, query, inner_steps, inner_lr, order=2):
     return loss(theta, *query)
 
 
-def back_through_step(vector, product_of, rates):
+def back_through_step(
+    vector: list[paddle.Tensor], product_of: Callable[[list], list], rates: list[float]
+) -> list[paddle.Tensor]:
     """v_k = v_{k+1} - H(theta_k) (r_k * v_{k+1}), the gradient by the parameters before an inner step from
     that by those after it.
 
@@ -128,7 +138,9 @@ class MetaLearner(Learner):
 
     # ------------------------------------------------------------------------------------------------- public
 
-    def meta_loss(self, x_spt, y_spt, x_qry, y_qry, order: int | None = None, step_weights=None):
+    def meta_loss(
+        self, x_spt, y_spt, x_qry, y_qry, order: int | None = None, step_weights: list[float] | None = None
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Query loss after adaptation, the mean over the tasks of a meta-batch, ready for `backward()`.
 
         The meta-gradient is computed here, chunk by chunk; `loss.backward()` hands it to the parameters.
@@ -196,7 +208,7 @@ class MetaLearner(Learner):
             outputs = self.network.outputs(self.network.prepare(x), self.network.theta_of(params))
         return outputs.squeeze(0) if single else outputs
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None):
+    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """Adapt to each task and score its query set after every inner step; no weight changes (the
         competition's `finetunning`).
 

@@ -5,6 +5,8 @@ half the size, then a linear layer (Finn et al. 2017, section 5.2; Vinyals et al
 tasks side by side, each with parameters of its own.
 """
 
+from __future__ import annotations
+
 import sys
 
 import paddle
@@ -60,7 +62,14 @@ class MAML(nn.Layer):
             unknown.
     """
 
-    def __init__(self, n_way=5, in_channels=1, width=64, image_size=28, architecture="pool"):
+    def __init__(
+        self,
+        n_way: int = 5,
+        in_channels: int = 1,
+        width: int = 64,
+        image_size: int = 28,
+        architecture: str = "pool",
+    ):
         super().__init__()
         for name, value in [
             ("n_way", n_way),
@@ -92,7 +101,7 @@ class MAML(nn.Layer):
         ] + ["linear.weight", "linear.bias"]
         self.linear = _Linear(width if architecture == "stride" else width * size * size, n_way)
 
-    def forward(self, x, params=None):
+    def forward(self, x: paddle.Tensor, params: list[paddle.Tensor] | None = None) -> paddle.Tensor:
         """Scores of the classes.
 
         Args:
@@ -121,7 +130,7 @@ class MAML(nn.Layer):
 
     exact, together, inputs_together = True, 8, 150
 
-    def initial(self, tasks):
+    def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: for each block the convolution (tasks, 9 * C, width), the scale and the shift of batch
         norm (tasks, 1, width); then the linear weight (tasks, features, n_way) and bias (tasks, 1, n_way)."""
         theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
@@ -131,7 +140,7 @@ class MAML(nn.Layer):
         # Repeated when they are laid out: the transposition of a large tensor is slow.
         return [p.expand([tasks] + p.shape[1:]) for p in theta]
 
-    def theta_of(self, params):
+    def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Tensors as `parameters()`, with a leading T, as theta; the biases of the convolutions are
         dropped."""
         theta = []
@@ -142,7 +151,7 @@ class MAML(nn.Layer):
             theta += [scale.unsqueeze(1), shift.unsqueeze(1)]
         return theta + [params[-2], params[-1].unsqueeze(1)]
 
-    def parameters_of(self, theta):
+    def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """The inverse of `theta_of`, with the network's own biases of the convolutions."""
         params = []
         for number, bias in enumerate(self._biases()):
@@ -156,7 +165,7 @@ class MAML(nn.Layer):
     def _biases(self):
         return [getattr(self, f"block{number + 1}").conv_bias for number in range(BLOCKS)]
 
-    def prepare(self, x):
+    def prepare(self, x: paddle.Tensor) -> native.Prepared | tuple:
         """What the first block needs of images (T, N, C, H, W). It does not depend on the parameters, so one
         call serves all inner steps. The images count as constants: there is no gradient by them.
 
@@ -184,7 +193,7 @@ class MAML(nn.Layer):
         portions = operators.row_portions(pieces[:4] if self.architecture == "pool" else pieces)
         return images, portions, mean[:, :, :-1], covariance[:, :-1, :-1]
 
-    def outputs(self, prepared, theta, statistics_of=None):
+    def outputs(self, prepared, theta: list[paddle.Tensor], statistics_of=None) -> paddle.Tensor:
         """Logits (T, N, n_way); with `statistics_of` batch norm uses the statistics of those prepared
         images."""
         if statistics_of is None:

@@ -4,11 +4,14 @@ import pytest
 from paddle_maml import MAML, EpisodeBuilder, MetaLearner
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.errors import UserError
+from paddle_maml.objectives import CrossEntropy
 
 
 class FixedLearner:
     """Scores an episode by its own images: accuracy after k steps is (k + 1) / 10 plus the mean support
     image."""
+
+    objective = CrossEntropy()
 
     def __init__(self, loss=1.0):
         self.loss, self.tasks = loss, []
