@@ -70,9 +70,10 @@ CPU_QUERY_TASKS = 2
 # Every inner step's parameters are kept. Where steps are many, half as many tasks take the memory of few
 # steps.
 MANY_STEPS = 8
-# Inner steps, the last ones, whose graph is kept from the way there for the way back; those of others are
-# made again. More would save time and let the memory grow with the steps.
-KEPT_GRAPHS = 2
+# Inner steps, the last ones, whose graph is kept from the way there for the way back: at least so many, and as
+# many as have no more inputs than that, over the tasks side by side. Those of others are made again: all would let
+# the memory grow with the steps.
+KEPT_GRAPHS, KEPT_INPUTS = 2, 200
 
 # What batch norm may know in testing, see `MetaLearner.predict`.
 STATISTICS = ("query", "support", "one")
@@ -306,10 +307,10 @@ class MetaLearner(Learner):
             rates = self.inner_rates[min(step, self.inner_steps - 1)].tolist()
         return [rate if moved else 0.0 for rate, moved in zip(rates, self._moves())]
 
-    def _trajectory(self, support, theta, steps=None, graphs=None, draws=None):
+    def _trajectory(self, support, theta, steps=None, graphs=None, draws=None, kept=KEPT_GRAPHS):
         """Yield theta_0 .. theta_steps: the only inner loop there is.
 
-        A dict `graphs` is given the gradients of the last steps, by step, so that they can be differentiated;
+        A dict `graphs` is given the gradients of the `kept` last steps, by step, to be differentiated;
         a dict `draws` the random state before each step, so that dropout can be repeated.
         """
         theta, steps = leaves(theta), self.inner_steps if steps is None else steps
@@ -317,7 +318,7 @@ class MetaLearner(Learner):
             raise ValueError(f"steps must not be negative, not {steps}")
         yield theta
         for step in range(steps):
-            keep = graphs is not None and step >= steps - KEPT_GRAPHS
+            keep = graphs is not None and step >= steps - kept
             if draws is not None:
                 draws[step] = paddle.get_rng_state()
             gradient = self._gradient(theta, support, create_graph=keep)
@@ -346,7 +347,8 @@ class MetaLearner(Learner):
         """Sums over the tasks of a chunk: loss, score, then the meta-gradient of theta_0 and of the rates."""
         support, queries = self._set(x_spt, y_spt), self._queries(x_qry, y_qry)
         graphs, draws = {} if order == 2 and self.hessian == "exact" else None, {}
-        thetas = list(self._trajectory(support, self._initial(x_spt.shape[0]), None, graphs, draws))
+        kept = max(KEPT_GRAPHS, KEPT_INPUTS // (x_spt.shape[0] * x_spt.shape[1]))
+        thetas = list(self._trajectory(support, self._initial(x_spt.shape[0]), None, graphs, draws, kept))
         loss, score, vector = self._query_gradient(thetas[-1], queries)
         loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
         rate_gradients = []
