@@ -573,7 +573,7 @@ def test_a_damaged_library_is_made_again(cache, tmp_path):
 
 def start(code):
     code = (
-        "import paddle_maml\nfrom paddle_maml import device\ndevice.prepare()\nimport paddle\n"
+        "import paddle_maml\nfrom paddle_maml.engine import device\ndevice.prepare()\nimport paddle\n"
         "from paddle_maml.kernels import native\n" + code
     )
     root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(native.__file__))))
