@@ -79,6 +79,8 @@ class MeanSquare:
     def targets(self, y: paddle.Tensor) -> paddle.Tensor:
         if paddle.is_integer(y) or y.dtype == paddle.bool:
             raise ValueError(f"targets of a mean square error must be floating point, not {y.dtype}")
+        if not bool(paddle.isfinite(y).all()):
+            raise ValueError("targets must be finite numbers; some are infinite or NaN")
         return y
 
     def loss(self, outputs: paddle.Tensor, targets: paddle.Tensor) -> paddle.Tensor:
@@ -120,7 +122,7 @@ class TaskLoss:
                 )
                 raise ValueError(f"the loss must return a scalar for each task, not {got}")
             if not bool(paddle.isfinite(loss)):
-                raise ValueError(f"the loss of task {task} is {float(loss)}, not a finite number")
+                raise ValueError(f"the loss of a task is {loss.item()}, not a finite number")
             losses.append(loss.reshape([1]))
         return losses[0] if len(losses) == 1 else paddle.concat(losses)
 
@@ -143,8 +145,8 @@ def objective(loss: str | Callable | Objective) -> Objective:
     """
     if isinstance(loss, str) and loss in OBJECTIVES:
         return OBJECTIVES[loss]()
-    if hasattr(loss, "target_axes"):
+    if hasattr(loss, "target_axes") and not isinstance(loss, type):
         return loss
-    if callable(loss):
+    if callable(loss) and not isinstance(loss, type):
         return TaskLoss(loss)
     raise ValueError(f"loss must be one of {', '.join(OBJECTIVES)}, a function or an Objective, not {loss!r}")

@@ -129,14 +129,18 @@ def _own_network(name, shape, n_outputs):
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        make = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{flag('network')} is {name}, which cannot be had: {error}.") from error
-    layer = make(shape, n_outputs)
+        layer = getattr(importlib.import_module(module), function)(shape, n_outputs)
+    except Exception as error:  # whatever a module of the user's may raise
+        what = f"{type(error).__name__}: {_first_line(error)}"
+        raise UserError(f"{flag('network')} is {name}, which cannot be had ({what}).") from error
     if not isinstance(layer, paddle.nn.Layer):
         kind = type(layer).__name__
         raise UserError(f"{flag('network')} is {name}, which returns a {kind}: return a paddle.nn.Layer.")
     return layer
+
+
+def _first_line(error):
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
 
 
 @contextlib.contextmanager
@@ -147,7 +151,10 @@ def own_network_may_fail(settings: Settings) -> Iterator[None]:
     except ValueError as error:
         if not settings.own_network:
             raise
-        raise UserError(f"{flag('network')} is {settings.network}, but {error}.") from error
+        said = _first_line(error).replace(
+            "hessian='difference' or order=1", "--hessian difference or --order 1"
+        )
+        raise UserError(f"{flag('network')} is {settings.network}, but {said}.") from error
 
 
 def require_own_network(stored: Settings, given: dict) -> None:
@@ -227,6 +234,8 @@ def environment(device: str) -> dict:
         "processor": processor(),
         "cores": cores(),
         "device": device,
+        # It decides the bits of a result.
+        "native_kernel": device == "cpu" and native.problem() is None,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from typing import Callable
 
@@ -34,7 +35,7 @@ def evaluate(
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
-        learner: anything with `finetune` and an `objective`.
+        learner: anything with `finetune`, an `objective`, and the `network` that its layer `net` is for it.
         builder: an `EpisodeBuilder` of the classes to test on.
         episodes: number of episodes, at least 2.
         steps: inner steps; the learner's by default.
@@ -65,7 +66,8 @@ def evaluate(
         "interval_per_step": intervals.tolist(),
         "loss_per_step": losses.mean(axis=0).tolist(),
         "episodes": episodes,
-        **({"note": NOTE} if key == "accuracy" else {"score_name": name}),
+        **({} if key == "accuracy" else {"score_name": name}),
+        **({"note": NOTE} if learner.network.batch_statistics else {}),
     }
 
 
@@ -84,7 +86,8 @@ def score_episodes(
     for start in range(0, episodes, batch):
         indices = ranks.share(range(start, min(start + batch, episodes)))
         if indices:
-            scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
+            with _without_dropout(learner.net):
+                scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
             own.append((slice(indices[0], indices[-1] + 1), scores))
         if between:
             between()
@@ -94,6 +97,19 @@ def score_episodes(
     for place, scores in own:
         whole[:, place] = scores
     return ranks.sum_array(whole)
+
+
+@contextlib.contextmanager
+def _without_dropout(net):
+    """A network of the user's with its dropout layers switched off; batch norm goes on as it is."""
+    dropping = [part for part in net.sublayers() if "Dropout" in type(part).__name__ and part.training]
+    for part in dropping:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in dropping:
+            part.training = True
 
 
 def mean_and_interval(scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -106,8 +106,10 @@ PRESETS = {
     "paper-5way-5shot": dict(_PAPER_5WAY, k_shot=5, k_query=5),
     "paper-20way-1shot": dict(_PAPER_20WAY, k_shot=1, k_query=1),
     "paper-20way-5shot": dict(_PAPER_20WAY, k_shot=5, k_query=5),
-    "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=50000),
-    "mlp-5way-5shot": dict(_MLP, k_shot=5, k_query=5, iterations=30000),
+    "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
+    "mlp-5way-5shot": dict(
+        _MLP, k_shot=5, k_query=5, start_from="mlp-5way-1shot", iterations=8000, val_every=1000
+    ),
     # Finn et al. 2017, section 5.1, where training has 70,000 meta-iterations: about three minutes on two
     # cores.
     "sinusoid": dict(

@@ -80,6 +80,9 @@ _IMAGES = ("images per class", 1, 1000)
 _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0, 10**9)
 
 
+_OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What one run of train.py does. The defaults are the preset omniglot-5way-1shot."""
@@ -244,8 +247,7 @@ class Settings:
             ("batch_norm", self.network != "mlp", "the network is not mlp"),
             ("architecture", self.network != "conv4", "the network is not conv4"),
             ("width", self.network != "conv4", "the network is not conv4"),
-            ("rotations", self.dataset == "sinusoid", "sinusoids are no images"),
-            ("distortions", self.dataset == "sinusoid", "sinusoids are no images"),
+            *((name, self.dataset == "sinusoid", "sinusoids are no images") for name in _OF_IMAGES),
         ):
             if useless and name in given and given[name] != getattr(Settings, name):
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")

@@ -1,5 +1,4 @@
-"""Training: what happens in a run, from its first line to its report, and the only loop over
-meta-iterations."""
+"""Training: what happens in a run, from its first line to its report."""
 
 from __future__ import annotations
 
@@ -217,6 +216,9 @@ class Trainer:
             # Given the iteration, Paddle uses the closed form: the rate does not depend on how the run got
             # here.
             self.schedule.step(epoch=state.iteration)
+        if self.settings.own_network:
+            # Its dropout draws the same in a resumed run.
+            paddle.seed(hash((self.settings.seed, state.iteration, self.ranks.rank)) % 2**63)
         options = meta_loss_options(self.settings, state.iteration)
         loss, accuracy = meta_gradient(self.learner, batch, share, self.ranks, **options)
         if not math.isfinite(loss):

@@ -95,6 +95,8 @@ class Learner(nn.Layer):
     def _inputs(self, x):
         """Inputs as a tensor of the network's dtype, or of integers where they are."""
         tensor = x if isinstance(x, paddle.Tensor) else paddle.to_tensor(x)
+        if 0 in tensor.shape:
+            raise ValueError(f"there must be inputs, but their shape is {tuple(tensor.shape)}")
         if not paddle.is_floating_point(tensor):
             return tensor
         # ReLU and maximum take NaN for zero: the loss would not show it.
@@ -108,12 +110,18 @@ class Learner(nn.Layer):
         axes = self.objective.target_axes
         if axes is None:
             axes = 1 if paddle.is_floating_point(y) else 0
+            if axes and y.ndim == 2 and x.ndim == 3:  # (T, N) or (N, n)?
+                raise ValueError(
+                    "targets of a regression must be (T, N, n), or (N, n) for one task, not "
+                    f"{tuple(y.shape)} for inputs {tuple(x.shape)}"
+                )
         single = y.ndim == axes + 1
         if single:
             x, y = x.unsqueeze(0), y.unsqueeze(0)
         if y.ndim != axes + 2 or x.shape[:2] != y.shape[:2] or 0 in y.shape:
             x_shape, y_shape = (tuple(tensor.shape[1:] if single else tensor.shape) for tensor in (x, y))
-            raise ValueError(f"inputs {x_shape} and targets {y_shape} do not belong together")
+            wanted = "which must be (N, n) or (T, N, n)" if axes else "which must be (N,) or (T, N)"
+            raise ValueError(f"inputs {x_shape} and targets {y_shape}, {wanted}, do not belong together")
         return x, y, single
 
     def _task_set(self, x_spt, y_spt, x_qry, y_qry=None):

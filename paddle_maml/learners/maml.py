@@ -91,9 +91,10 @@ class MetaLearner(Learner):
         learn_inner_lr: learn one inner rate for every parameter tensor and step, all starting at `inner_lr`
             (Antoniou et al. 2019, "LSLR"; Li et al. 2017 learn one for each weight). They are in
             `inner_rates`, (K, tensors).
-        adapted: which parameters the inner loop changes: "all"; "head", those of the last layer alone (Raghu
-            et al. 2020, ANIL); or a function from a parameter's name to whether it does. The meta-gradient
-            still reaches all of them. Frozen ones (`stop_gradient`) are never changed.
+        adapted: which parameters the inner loop changes: "all"; "head", those of the layer that was
+            registered last alone (Raghu et al. 2020, ANIL); or a function from a parameter's name to whether
+            it does. The meta-gradient still reaches all of them. Frozen ones (`stop_gradient`) are never
+            changed.
         optimizer, loss: as of `Learner`.
         hessian: how order 2 gets its Hessian-vector products: "exact", by Paddle's second derivatives, or
             "difference", by central differences of the gradient, which serves layers that have none. That
@@ -137,7 +138,7 @@ class MetaLearner(Learner):
         if learn_inner_lr:
             rates = nn.initializer.Constant(inner_lr)
             self.inner_rates = self.create_parameter([inner_steps, len(names)], default_initializer=rates)
-        self._held_against_differences = self.network.exact and self.objective.exact
+        self._held_in_modes = set()  # of the network's layers, train() or eval()
 
     # ------------------------------------------------------------------------------------------------- public
 
@@ -169,7 +170,7 @@ class MetaLearner(Learner):
         if len(step_weights) != self.inner_steps + 1:
             raise ValueError(f"step_weights must be {self.inner_steps + 1} numbers, not {len(step_weights)}")
         batch, _ = self._task_set(x_spt, y_spt, x_qry, y_qry)
-        if order == 2 and self.hessian == "exact" and not self._held_against_differences:
+        if order == 2 and self.hessian == "exact" and not (self.network.exact and self.objective.exact):
             self._hold_against_differences(batch[0][:1], batch[1][:1])
         tasks, totals = batch[0].shape[0], None
         for chunk in self._chunks(batch):
@@ -179,8 +180,11 @@ class MetaLearner(Learner):
         # A term of value 0 whose gradient by theta_0 is the meta-gradient: the tape takes it to the
         # parameters.
         learned = self.network.initial(1) + ([] if self.inner_rates is None else [self.inner_rates])
-        carrier = sum((p * g).sum() for p, g in zip(learned, gradients) if not p.stop_gradient)
-        return loss + (carrier - carrier.detach()), score
+        carriers = [(p * g).sum() for p, g in zip(learned, gradients) if not p.stop_gradient]
+        if carriers:  # there are none under `no_grad`, or where everything is frozen
+            carrier = sum(carriers)
+            loss = loss + (carrier - carrier.detach())
+        return loss, score
 
     def adapt(self, x_spt, y_spt, steps: int | None = None) -> list[paddle.Tensor]:
         """Parameters adapted to a support set; the network's own stay as they are.
@@ -204,7 +208,10 @@ class MetaLearner(Learner):
     def outputs(self, x, params: list[paddle.Tensor]) -> paddle.Tensor:
         """Outputs of the network with parameters that `adapt` returned: (N, ...) for one task, else (T, N,
         ...)."""
-        x, single = self._inputs(x), list(params[0].shape) == list(self.net.parameters()[0].shape)
+        own = self.net.parameters()
+        if len(params) != len(own):
+            raise ValueError(f"params must be {len(own)} tensors as `adapt` returns them, not {len(params)}")
+        x, single = self._inputs(x), list(params[0].shape) == list(own[0].shape)
         if single:
             x, params = x.unsqueeze(0), [p.unsqueeze(0) for p in params]
         with paddle.no_grad():
@@ -292,6 +299,8 @@ class MetaLearner(Learner):
         """Gradient of each task's loss by its own parameters (the sum over tasks keeps them apart)."""
         with paddle.enable_grad():
             loss, _ = self._loss(theta, support)
+            if loss.stop_gradient:
+                raise ValueError("the loss does not depend on the parameters of the network")
             gradients = paddle.grad(loss.sum(), theta, create_graph=create_graph, allow_unused=True)
         return [paddle.zeros_like(p) if g is None else g for p, g in zip(theta, gradients)]
 
@@ -406,22 +415,28 @@ class MetaLearner(Learner):
 
     def _hold_against_differences(self, x_spt, y_spt):
         """ValueError, naming the layer at fault, unless a Hessian-vector product of one task is right."""
+        modes = tuple(part.training for part in self.net.sublayers(include_self=True))
+        if modes in self._held_in_modes:
+            return
         gradient_of, theta = self._gradient_of(x_spt, y_spt), self._initial(1)
-        gradient_of(theta)  # what fails here is no matter of second derivatives
+        # What fails here is no matter of second derivatives.
+        if not all(bool(paddle.isfinite(g).all()) for g in gradient_of(theta)):
+            raise ValueError("the gradient of the support loss is not finite")
         point = precise(gradient_of, theta)
         try:
             error = product_error(gradient_of, point)
             if error <= TOLERANCE[point[0].dtype]:
-                self._held_against_differences = True
+                self._held_in_modes.add(modes)
                 return
             problem, cause = f"are wrong by {error:.1%} in this Paddle", None
         except Exception as refusal:  # Paddle raises many types where a second derivative is missing
             problem, cause = "are missing in this Paddle", refusal
-        at_fault = None if self.network.exact else culprit(self.network, x_spt.squeeze(0))
-        raise ValueError(
-            f"the second derivatives of {at_fault or 'the loss'} {problem}: convert the network with "
-            "twice_differentiable(layer), or use hessian='difference' or order=1"
-        ) from cause
+        at_fault, convertible = "the loss", False
+        if not self.network.exact:
+            at_fault, convertible = culprit(self.network, x_spt.squeeze(0))
+        remedy = "convert the network with twice_differentiable(layer)" if convertible else "replace it"
+        others = "or use hessian='difference' or order=1"
+        raise ValueError(f"the second derivatives of {at_fault} {problem}: {remedy}, {others}") from cause
 
     # ---------------------------------------------------------------------------------------------- the query
 

@@ -128,7 +128,7 @@ class MAML(nn.Layer):
     # out for the products of operators.py, so that nothing is transposed inside the inner loop. A gradient
     # step is the same in both layouts.
 
-    exact, together, inputs_together = True, 8, 150
+    exact, batch_statistics, together, inputs_together = True, True, 8, 150
 
     def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: for each block the convolution (tasks, 9 * C, width), the scale and the shift of batch
@@ -254,7 +254,9 @@ class MAML(nn.Layer):
         return maps.transpose([0, 2, 1]).reshape([tasks, images, -1])
 
     def _check_images(self, x):
-        """ValueError unless x is (T, N, C, H, W) with the network's C, H and W."""
+        """ValueError unless x is floating point, (T, N, C, H, W) with the network's C, H and W."""
+        if not paddle.is_floating_point(x):
+            raise ValueError(f"images must be floating point, as `EpisodeBuilder` makes them, not {x.dtype}")
         expected = [self.in_channels, self.image_size, self.image_size]
         if x.ndim != 5 or x.shape[2:] != expected:
             raise ValueError(

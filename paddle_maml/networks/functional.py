@@ -9,7 +9,7 @@ import paddle
 from paddle import nn
 
 from ..kernels.differences import floating
-from .twice_differentiable import TESTED
+from .twice_differentiable import trusted
 
 _BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
 
@@ -40,16 +40,26 @@ class Functional:
                 f"{type(layer).__name__} has no parameters that could be adapted: there are none, or "
                 "all are frozen"
             )
+        for name, part in layer.named_sublayers(include_self=True):
+            if isinstance(part, nn.Embedding) and part._sparse:
+                raise ValueError(
+                    f"{name or 'the network'} is an Embedding with sparse=True, whose gradients are none here"
+                )
         self.theta_names = [name for name, _ in named]
         self._own = [parameter for _, parameter in named]
-        kept = {id(parameter) for parameter in self._own}
-        self._state = [tensor for tensor in _tensors(layer) if id(tensor) not in kept]
         self._places = _places(layer)
+        self._all_reached = False
 
     @property
     def exact(self) -> bool:
         """Whether every layer in it is of a class whose second derivatives are tested."""
-        return all(type(part) in TESTED for part in self.layer.sublayers(include_self=True))
+        return all(trusted(part) for part in self.layer.sublayers(include_self=True))
+
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether it has batch norm that uses the statistics of the inputs."""
+        parts = self.layer.sublayers(include_self=True)
+        return any(isinstance(part, _BATCH_NORMS) and part.training for part in parts)
 
     def prepare(self, x: paddle.Tensor) -> paddle.Tensor:
         """x itself."""
@@ -57,12 +67,17 @@ class Functional:
 
     def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: each trainable parameter, (tasks, ...)."""
+        now = {id(p) for p in self.layer.parameters() if not p.stop_gradient}
+        if not now <= set(map(id, self._own)):
+            name = type(self.layer).__name__
+            raise ValueError(f"{name} has other parameters than it had: make the learner anew")
         return [p.unsqueeze(0).expand([tasks, *p.shape]) for p in self._own]
 
     def outputs(
         self, x: paddle.Tensor, theta: list[paddle.Tensor], statistics_of: paddle.Tensor | None = None
     ) -> paddle.Tensor:
         """Outputs (T, N, ...) of x (T, N, ...); see `TaskNetwork`."""
+        self._reach_all(x)
         results = []
         for task in range(x.shape[0]):
             with self.using([_of_task(p, task) for p in theta]):
@@ -89,15 +104,37 @@ class Functional:
         """The layer with these tensors (without T) as its parameters, in the order of `theta_names`, and with
         copies of its buffers; whatever happens, its own are there again in the end."""
         stand_ins = dict(zip(map(id, self._own), theta))
-        # Of theta's dtype too, which may be another than the layer's.
-        stand_ins.update((id(t), floating(t.detach().clone(), theta[0].dtype)) for t in self._state)
         try:
-            for place, key, tensor in self._places:
+            for place, key, tensor, written in self._places:
+                if id(tensor) not in stand_ins:
+                    # Of theta's dtype, which may be another than the layer's.
+                    kept = tensor.detach().clone() if written else tensor.detach()
+                    stand_ins[id(tensor)] = floating(kept, theta[0].dtype)
                 place[key] = stand_ins[id(tensor)]
             yield self.layer
         finally:
-            for place, key, tensor in self._places:
+            for place, key, tensor, _ in self._places:
                 place[key] = tensor
+
+    def _reach_all(self, x):
+        """ValueError if the layer computes with one of its parameters that is not where Paddle keeps them,
+        the first
+        time: the inner loop would not change it."""
+        if self._all_reached:
+            return
+        draws = paddle.get_rng_state()
+        with paddle.enable_grad(), self.using([p.detach() for p in self._own]):
+            output = self.layer(_of_task(x[:1], 0).detach())
+        paddle.set_rng_state(draws)
+        if isinstance(output, paddle.Tensor) and not output.stop_gradient:
+            gradients = paddle.grad(output.sum(), self._own, allow_unused=True)
+            names = [name for name, g in zip(self.theta_names, gradients) if g is not None]
+            raise ValueError(
+                f"{type(self.layer).__name__} uses {names[0] if names else 'a parameter'} in a way that is "
+                "not seen: a layer must reach its parameters as attributes, not through a dict, a tuple or a "
+                "closure"
+            )
+        self._all_reached = True
 
     def _run(self, x, statistics_of):
         """The layer's output for one task, checked."""
@@ -121,26 +158,22 @@ def _of_task(tensor, task):
     return tensor.squeeze(0) if tensor.shape[0] == 1 else tensor[task]
 
 
-def _tensors(layer):
-    """All parameters and buffers, each once."""
-    seen = {}
-    for part in layer.sublayers(include_self=True):
-        for tensor in (*part._parameters.values(), *part._buffers.values()):
-            if tensor is not None and tensor._is_initialized():
-                seen[id(tensor)] = tensor
-    return list(seen.values())
-
-
 def _places(layer):
-    """Where a layer and those in it keep their parameters and buffers: (container, key, tensor). Beside
-    Paddle's two dicts that are lists of the layer's own, as in the fused nn.LSTM."""
-    known, places = set(map(id, _tensors(layer))), []
-    for part in layer.sublayers(include_self=True):
-        lists = [value for value in vars(part).values() if isinstance(value, list)]
-        pairs = [(c, c.items()) for c in (part._parameters, part._buffers)] + [
-            (c, enumerate(c)) for c in lists
-        ]
-        places += [(c, key, tensor) for c, items in pairs for key, tensor in items if id(tensor) in known]
+    """Where a layer and those in it keep their parameters and buffers: (container, key, tensor, whether the
+    layer may write to it). Beside Paddle's two dicts that are lists of the layer's own, as in the fused
+    nn.LSTM. Paddle keeps running statistics among the parameters, as "_mean"."""
+    places, parts = [], layer.sublayers(include_self=True)
+    for part in parts:
+        for container, is_buffer in ((part._parameters, False), (part._buffers, True)):
+            for key, tensor in container.items():
+                if tensor is not None and tensor._is_initialized():
+                    places.append((container, key, tensor, is_buffer or key.startswith("_")))
+    known = {id(tensor): written for _, _, tensor, written in places}
+    for part in parts:
+        for value in vars(part).values():
+            if isinstance(value, list):
+                found = [(number, item) for number, item in enumerate(value) if id(item) in known]
+                places += [(value, number, item, known[id(item)]) for number, item in found]
     return places
 
 

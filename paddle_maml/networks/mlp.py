@@ -73,7 +73,7 @@ class MLP(nn.Layer):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, not {size}")
         self.in_features, self.hidden, self.n_outputs = in_features, tuple(hidden), n_outputs
-        self.batch_norm = batch_norm
+        self.batch_norm = self.batch_statistics = batch_norm
         for number, (before, after) in enumerate(zip(sizes, sizes[1:]), 1):
             self.add_sublayer(f"linear{number}", _Linear(before, after))
             if batch_norm and number <= len(hidden):
@@ -122,10 +122,10 @@ class MLP(nn.Layer):
 
     def prepare(self, x: paddle.Tensor) -> paddle.Tensor:
         """Inputs (T, N, ...) as rows (T, N, in_features). Raises ValueError for another number."""
-        if x.ndim < 3 or math.prod(x.shape[2:]) != self.in_features:
+        if not paddle.is_floating_point(x) or x.ndim < 3 or math.prod(x.shape[2:]) != self.in_features:
             raise ValueError(
-                f"inputs must be (N, ...) with {self.in_features} numbers each, with or without a leading "
-                f"axis of tasks, not {tuple(x.shape)}"
+                f"inputs must be floating point, (N, ...) of {self.in_features} numbers, or with a leading "
+                f"axis of tasks, not {x.dtype} {tuple(x.shape)}"
             )
         return x.reshape([*x.shape[:2], self.in_features])
 

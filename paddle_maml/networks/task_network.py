@@ -20,6 +20,8 @@ class TaskNetwork(Protocol):
         theta_names: the parameter that each tensor of theta holds.
         together: tasks that are best computed side by side on a CPU.
         inputs_together: inputs, over these tasks, that stay best in the cache of a CPU; None for any number.
+        batch_statistics: whether an input's output depends on the others that are passed together (batch
+            norm).
         exact: whether its second derivatives are known to be exact; where not, a learner that relies on them
             holds one against differences first.
     """
@@ -27,6 +29,7 @@ class TaskNetwork(Protocol):
     theta_names: list[str]
     together: int
     inputs_together: int | None
+    batch_statistics: bool
     exact: bool
 
     def prepare(self, x: paddle.Tensor) -> Any:

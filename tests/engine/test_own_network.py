@@ -26,6 +26,13 @@ def no_layer(shape, n_outputs):
 def no_parameters(shape, n_outputs):
     return nn.ReLU()
 
+def dropping(shape, n_outputs):
+    layers = nn.Flatten(), nn.Linear(784, 8), nn.Dropout(0.5), nn.Linear(8, n_outputs)
+    return twice_differentiable(nn.Sequential(*layers))
+
+def no_arguments():
+    return nn.ReLU()
+
 def wrong_outputs(shape, n_outputs):
     return nn.Sequential(nn.Conv2D(1, 4, 3))
 """
@@ -78,6 +85,20 @@ def test_it_is_trained_resumed_and_evaluated(module, tmp_path, capsys):
     )
 
 
+def test_dropout_draws_the_same_in_a_resumed_run_and_is_off_in_tests(module, tmp_path):
+    network = f"{module}:dropping"
+    assert main_train(options(network, output="whole")) == 0
+    assert main_train([*options(network, output="parts"), "--iterations", "2"]) == 0
+    assert main_train(["--resume", "--output", "parts", "--iterations", "4", "--network", network]) == 0
+    newest = "checkpoint-4/model.pdparams"
+    whole, parts = (read_file(str(tmp_path / run / newest)) for run in ("whole", "parts"))
+    for name, array in whole.items():
+        if isinstance(array, np.ndarray):
+            np.testing.assert_array_equal(array, parts[name])
+    tests = [json.loads((tmp_path / run / "report.json").read_text())["test"] for run in ("whole", "parts")]
+    assert tests[0] == tests[1] and "note" not in tests[0]
+
+
 def test_what_a_run_says_is_not_imported(module, capsys, monkeypatch, tmp_path):
     assert main_train(options(f"{module}:make", output="run", iterations=1)) == 0
     (tmp_path / f"{module}.py").write_text("raise RuntimeError('imported')")
@@ -92,7 +113,8 @@ def test_what_a_run_says_is_not_imported(module, capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "network, message",
     [
-        ("nowhere:make", "which cannot be had: No module named 'nowhere'"),
+        ("nowhere:make", "which cannot be had (ModuleNotFoundError: No module named 'nowhere')"),
+        ("{}:no_arguments", "which cannot be had (TypeError: no_arguments() takes 0 positional arguments"),
         ("{}:nothing", "has no attribute 'nothing'"),
         ("{}:no_layer", "which returns a str: return a paddle.nn.Layer"),
         ("{}:no_parameters", "ReLU has no parameters that could be adapted"),

@@ -336,7 +336,7 @@ def test_any_loss(float64, loss):
         (
             lambda outputs, y: outputs.sum() * float("nan"),
             regression(),
-            "the loss of task 0 is nan, not a finite number",
+            "the loss of a task is nan, not a finite number",
         ),
         ("hinge", regression(), "loss must be one of cross-entropy, mean-square"),
     ],
