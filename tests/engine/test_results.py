@@ -192,9 +192,11 @@ def test_the_commands_beside_results_are_those_of_todays_presets(path):
 def test_the_readme_says_what_the_cards_of_the_weights_say():
     section = Path(ROOT, "README.md").read_text(encoding="utf-8").split("## Results")[1].split("## ")[0]
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
-    cards = {name: pretrained.look_up(name)[2]["test"] for name in pretrained.names()}
+    reports = [pretrained.look_up(name)[2] for name in pretrained.names()]
+    # The perceptrons have a table of their own in docs/results.md.
+    cards = [report["test"] for report in reports if report["settings"].get("network", "conv4") == "conv4"]
     assert own == {
         f"{card['n_way']}-way {card['k_shot']}-shot": f"{100 * card['accuracy']:.2f} ± "
         f"{100 * card['interval']:.2f}"
-        for card in cards.values()
+        for card in cards
     }
