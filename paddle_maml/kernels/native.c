@@ -419,13 +419,11 @@ static int use_winograd(const Shape *s, int largest)
     return s->stride == 1 && s->images * positions * 5 / 4 + 100 < direct;
 }
 
-/* A walk over all tiles, block by block: of some images the tiles of each size, then of the next images. */
+/* A walk over all tiles, in blocks of one size that are as equal as can be. */
 typedef struct {
     Tiles sizes[4];
     int count, size; /* of sizes; the one at hand */
-    long images;     /* at hand, as many as fill a block with tiles of the largest size */
-    long complete;   /* images that come before them */
-    long part;       /* of their tiles of this size */
+    long part;       /* the next of its blocks */
     const Tiles *tiles;
     long first, last; /* the block: these tiles, counted over all images */
 } Walk;
@@ -433,33 +431,29 @@ typedef struct {
 static Walk start(const Shape *s, int largest)
 {
     Walk walk = {.size = 0};
-    walk.size = walk.count = tiles_of(s, largest, walk.sizes);
+    walk.count = tiles_of(s, largest, walk.sizes);
     return walk;
 }
 
 /* Returns 0 at the end. */
 static int next_block(const Shape *s, Walk *walk)
 {
-    for (;;) {
-        if (walk->size == walk->count) {
-            walk->complete += walk->images;
-            walk->images = most(1, TILES / (walk->sizes[0].down * walk->sizes[0].across));
-            walk->images = least(walk->images, s->images - walk->complete);
-            walk->size = 0;
-            if (!walk->images)
-                return 0;
-        }
+    for (; walk->size < walk->count; walk->size++, walk->part = 0) {
         walk->tiles = &walk->sizes[walk->size];
-        long each = walk->tiles->down * walk->tiles->across, before = walk->complete * each;
-        long count = walk->images * each, parts = (count + TILES - 1) / TILES;
+        long all = s->images * walk->tiles->down * walk->tiles->across, parts = (all + TILES - 1) / TILES;
         if (walk->part < parts) {
-            walk->first = before + count * walk->part / parts;
-            walk->last = before + count * ++walk->part / parts;
+            walk->first = all * walk->part / parts;
+            walk->last = all * ++walk->part / parts;
             return 1;
         }
-        walk->part = 0;
-        walk->size++;
     }
+    return 0;
+}
+
+/* Images of which all pixels were in blocks before this one. */
+INLINE long complete_images(const Walk *walk)
+{
+    return walk->count == 1 ? walk->first / (walk->tiles->down * walk->tiles->across) : 0;
 }
 
 /* B, along one axis, in place. */
@@ -603,17 +597,22 @@ INLINE void gather(const int rows, const int columns, const Block *b, const floa
     }
 }
 
-#define BY_SIZE(function, block, ...) \
-    do { \
-        if ((block)->tiles->rows == 4 && (block)->tiles->columns == 4) \
-            function(4, 4, block, __VA_ARGS__); \
-        else if ((block)->tiles->rows == 4) \
-            function(4, 2, block, __VA_ARGS__); \
-        else if ((block)->tiles->columns == 4) \
-            function(2, 4, block, __VA_ARGS__); \
+/* `name` calls the function for the size of the block's tiles. */
+#define BY_SIZE(name, function) \
+    static void name(const Block *b, const float *from, float *to) \
+    { \
+        if (b->tiles->rows == 4 && b->tiles->columns == 4) \
+            function(4, 4, b, from, to); \
+        else if (b->tiles->rows == 4) \
+            function(4, 2, b, from, to); \
+        else if (b->tiles->columns == 4) \
+            function(2, 4, b, from, to); \
         else \
-            function(2, 2, block, __VA_ARGS__); \
-    } while (0)
+            function(2, 2, b, from, to); \
+    }
+BY_SIZE(spread_tiles_around, spread_around)
+BY_SIZE(spread_own_tiles, spread_own)
+BY_SIZE(gather_tiles, gather)
 
 /* Where the position that a size of tiles counts as the p-th is among all. */
 INLINE int position_of(const Tiles *t, int p) { return p / (t->columns + 2) * POINTS + p % (t->columns + 2); }
@@ -786,12 +785,12 @@ static void convolve_task(const void *arguments, long task, float *scratch)
         while (next_block(s, &walk)) {
             Block from = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
             Block to = {s, walk.tiles, s->depth, walk.first, walk.last, outside};
-            for (; job->mean && seen < walk.complete; seen++) /* while they are in the cache */
+            for (; job->mean && seen < complete_images(&walk); seen++) /* while they are in the cache */
                 take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
             for (int factor = 0; factor < job->factors; factor++)
-                BY_SIZE(spread_around, &from, x[factor], spread[factor]);
+                spread_tiles_around(&from, x[factor], spread[factor]);
             multiply_tiles(&from, job->factors, spread, u, s->channels, s->depth, products);
-            BY_SIZE(gather, &to, products, y);
+            gather_tiles(&to, products, y);
         }
     } else
         direct_forward(s, x, w, job->factors, y);
@@ -855,15 +854,15 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
     Walk walk = start(s, 4);
     while (next_block(s, &walk)) {
         Block from = {s, walk.tiles, s->depth, walk.first, walk.last, zeros};
-        BY_SIZE(spread_around, &from, dy, spread);
+        spread_tiles_around(&from, dy, spread);
         if (dx) {
             Block to = {s, walk.tiles, s->channels, walk.first, walk.last, outside};
             multiply_tiles(&from, 1, &spread, &u, s->depth, s->channels, other);
-            BY_SIZE(gather, &to, other, dx);
+            gather_tiles(&to, other, dx);
         }
         if (dw) {
             Block own = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
-            BY_SIZE(spread_own, &own, x, other);
+            spread_own_tiles(&own, x, other);
             add_products_of_tiles(&from, other, spread, s->channels, s->depth, du);
         }
     }
