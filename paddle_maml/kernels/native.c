@@ -360,7 +360,7 @@ static void turn(const Shape *s, const float *w, int reverse, float *turned)
                                                                                            0 -1
    so that tiles of two pixels use the first four rows of the same G w. On two axes a tile of 4x4 has a
    product over the channels at each of 36 positions, and four tiles of 2x2 at 64, where the definition has
-   144. Tiles of four round some six times as coarsely as the definition, tiles of two about like it.
+   144. Tiles of four round four times as coarsely as the definition, tiles of two a little more finely.
 
    Tiles of four are for derivatives: of a map's height, and of its width, fours are taken and what is left
    over as a tile of two (or of four if it is three). The block's own map y has tiles of two alone: which
