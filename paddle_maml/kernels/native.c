@@ -350,17 +350,24 @@ static void turn(const Shape *s, const float *w, int reverse, float *turned)
    It multiplies polynomials by their values at n + 1 points and infinity: rows of A and G are powers of
    the points, and B follows from them. Here the points are 0, 1, -1, infinity, 1/2, -1/2:
 
-       B = 1  0 -5  0  4  0    G = 1    0    0      A = 1  0    0    0      n = 2:  B = 1  0 -1  0  A = 1  0
-           0 -1 -1  4  4  0        1/6  1/6  1/6        1  1    1    1                 0  3  3  0      1  1
-           0  1 -1 -4  4  0        1/6 -1/6  1/6        1 -1    1   -1                 0 -3  3  0      1 -1
-           0  1  0 -5  0  4        0    0    1/4        0  0    0    1                 0  4  0 -4      0 -1
-           0 -1 -2  1  2  0       -4/3 -2/3 -1/3        1  1/2  1/4  1/8
-           0  1 -2 -1  2  0       -4/3  2/3 -1/3        1 -1/2  1/4 -1/8
+       B = 1   0   -5   0   4  0    G = 1    0    0      A = 1  0    0    0      n = 2:  B = 1  0 -1  0
+           0 -1/3 -1/3 4/3 4/3 0        1/2  1/2  1/2        1  1    1    1                 0  1  1  0
+           0  1/3 -1/3 -4/3 4/3 0       1/2 -1/2  1/2        1 -1    1   -1                 0 -1  1  0
+           0  1/4  0  -5/4  0  1        0    0    1          0  0    0    1                 0  1  0 -1
+           0  -1  -2   1   2   0       -4/3 -2/3 -1/3        1  1/2  1/4  1/8           A = 1  0
+           0   1  -2  -1   2   0       -4/3  2/3 -1/3        1 -1/2  1/4 -1/8               1  1
+                                                                                           1 -1
+                                                                                           0 -1
+   so that tiles of two pixels use the first four rows of the same G w. On two axes a tile of 4x4 has a
+   product over the channels at each of 36 positions, and four tiles of 2x2 at 64, where the definition has
+   144. Tiles of four round four times as coarsely as the definition, tiles of two a little more finely.
 
-   so that tiles of two pixels use the first four rows of the same G w. Of a map's height, and of its
-   width, fours are taken as tiles and what is left over as a tile of two (or of four if it is three). On
-   two axes a 4x4 tile has a product over the channels at each of 36 positions, where the definition has
-   144. The rounding is some five times that of the definition.
+   Tiles of four are for derivatives: of a map's height, and of its width, fours are taken and what is left
+   over as a tile of two (or of four if it is three). The block's own map y has tiles of two alone: which
+   pixel of a pooling window is the largest, and whether it is positive, is decided by it, and a decision
+   that rounding turns is an error in the gradient a thousand times as large as the rounding. And then a
+   pooling window is a tile, so that pixels that see the same come out equal to the last bit: B makes exact
+   zeros of what does not change along an axis.
 
    The gradient by the input is such a convolution too: of the output's gradient dy with the taps in
    reverse order and their matrices turned. Its own gradient by those taps, along x, is the gradient by the
@@ -381,14 +388,18 @@ typedef struct {
     long top, left, down, across;
 } Tiles;
 
-INLINE long fours_of(long size) { return size / 4 + (size % 4 == 3); }
-INLINE long twos_of(long size) { return size % 4 == 1 || size % 4 == 2; }
+/* How many tiles of four, and of two, along an axis; `largest` is 4 or 2. */
+INLINE long fours_of(long size, int largest) { return largest == 4 ? size / 4 + (size % 4 == 3) : 0; }
+INLINE long twos_of(long size, int largest)
+{
+    return largest == 4 ? size % 4 == 1 || size % 4 == 2 : (size + 1) / 2;
+}
 
 /* Up to four sizes. Returns how many there are. */
-static int tiles_of(const Shape *s, Tiles *tiles)
+static int tiles_of(const Shape *s, int largest, Tiles *tiles)
 {
-    long down[2] = {fours_of(s->height), twos_of(s->height)},
-         across[2] = {fours_of(s->width), twos_of(s->width)};
+    long down[2] = {fours_of(s->height, largest), twos_of(s->height, largest)},
+         across[2] = {fours_of(s->width, largest), twos_of(s->width, largest)};
     int count = 0;
     for (int i = 0; i < 2; i++)
         for (int j = 0; j < 2; j++)
@@ -400,55 +411,49 @@ static int tiles_of(const Shape *s, Tiles *tiles)
 
 /* Whether that is faster: counted in products of a row with a matrix, with what transforming tiles and
    weights costs. */
-static int use_winograd(const Shape *s)
+static int use_winograd(const Shape *s, int largest)
 {
     long direct = s->images * (3 * s->height - 2) * (3 * s->width - 2);
-    long positions =
-        (6 * fours_of(s->height) + 4 * twos_of(s->height)) * (6 * fours_of(s->width) + 4 * twos_of(s->width));
+    long positions = (6 * fours_of(s->height, largest) + 4 * twos_of(s->height, largest)) *
+                     (6 * fours_of(s->width, largest) + 4 * twos_of(s->width, largest));
     return s->stride == 1 && s->images * positions * 5 / 4 + 100 < direct;
 }
 
-/* A walk over all tiles, block by block: of some images the tiles of each size, then of the next images. */
+/* A walk over all tiles, in blocks of one size that are as equal as can be. */
 typedef struct {
     Tiles sizes[4];
     int count, size; /* of sizes; the one at hand */
-    long images;     /* at hand, as many as fill a block with tiles of the largest size */
-    long complete;   /* images that come before them */
-    long part;       /* of their tiles of this size */
+    long part;       /* the next of its blocks */
     const Tiles *tiles;
     long first, last; /* the block: these tiles, counted over all images */
 } Walk;
 
-static Walk start(const Shape *s)
+static Walk start(const Shape *s, int largest)
 {
     Walk walk = {.size = 0};
-    walk.size = walk.count = tiles_of(s, walk.sizes);
+    walk.count = tiles_of(s, largest, walk.sizes);
     return walk;
 }
 
 /* Returns 0 at the end. */
 static int next_block(const Shape *s, Walk *walk)
 {
-    for (;;) {
-        if (walk->size == walk->count) {
-            walk->complete += walk->images;
-            walk->images = most(1, TILES / (walk->sizes[0].down * walk->sizes[0].across));
-            walk->images = least(walk->images, s->images - walk->complete);
-            walk->size = 0;
-            if (!walk->images)
-                return 0;
-        }
+    for (; walk->size < walk->count; walk->size++, walk->part = 0) {
         walk->tiles = &walk->sizes[walk->size];
-        long each = walk->tiles->down * walk->tiles->across, before = walk->complete * each;
-        long count = walk->images * each, parts = (count + TILES - 1) / TILES;
+        long all = s->images * walk->tiles->down * walk->tiles->across, parts = (all + TILES - 1) / TILES;
         if (walk->part < parts) {
-            walk->first = before + count * walk->part / parts;
-            walk->last = before + count * ++walk->part / parts;
+            walk->first = all * walk->part / parts;
+            walk->last = all * ++walk->part / parts;
             return 1;
         }
-        walk->part = 0;
-        walk->size++;
     }
+    return 0;
+}
+
+/* Images of which all pixels were in blocks before this one. */
+INLINE long complete_images(const Walk *walk)
+{
+    return walk->count == 1 ? walk->first / (walk->tiles->down * walk->tiles->across) : 0;
 }
 
 /* B, along one axis, in place. */
@@ -456,16 +461,13 @@ INLINE void times_b(const int n, vec *x, const int step)
 {
     vec x0 = x[0], x1 = x[step], x2 = x[2 * step], x3 = x[3 * step];
     if (n == 2) {
-        x[0] = x0 - x2, x[step] = splat(3) * (x1 + x2), x[2 * step] = splat(3) * (x2 - x1),
-        x[3 * step] = splat(4) * (x1 - x3);
+        x[0] = x0 - x2, x[step] = x1 + x2, x[2 * step] = x2 - x1, x[3 * step] = x1 - x3;
         return;
     }
-    /* Differences first: of equal pixels they are exactly zero, so that equal pixels of the output stay
-       equal. */
     vec x4 = x[4 * step], x5 = x[5 * step], x31 = x3 - x1, x42 = x4 - x2;
-    vec odd = splat(4) * x3 - x1, even = splat(4) * x4 - x2;
+    vec odd = splat(4.0f / 3) * x3 - splat(1.0f / 3) * x1, even = splat(4.0f / 3) * x4 - splat(1.0f / 3) * x2;
     x[0] = splat(4) * x42 + (x0 - x2), x[step] = even + odd, x[2 * step] = even - odd;
-    x[3 * step] = splat(4) * (x5 - x3) - x31, x[4 * step] = splat(2) * x42 + x31,
+    x[3 * step] = (x5 - x3) - splat(0.25f) * x31, x[4 * step] = splat(2) * x42 + x31,
           x[5 * step] = splat(2) * x42 - x31;
 }
 
@@ -595,17 +597,22 @@ INLINE void gather(const int rows, const int columns, const Block *b, const floa
     }
 }
 
-#define BY_SIZE(function, block, ...) \
-    do { \
-        if ((block)->tiles->rows == 4 && (block)->tiles->columns == 4) \
-            function(4, 4, block, __VA_ARGS__); \
-        else if ((block)->tiles->rows == 4) \
-            function(4, 2, block, __VA_ARGS__); \
-        else if ((block)->tiles->columns == 4) \
-            function(2, 4, block, __VA_ARGS__); \
+/* `name` calls the function for the size of the block's tiles. */
+#define BY_SIZE(name, function) \
+    static void name(const Block *b, const float *from, float *to) \
+    { \
+        if (b->tiles->rows == 4 && b->tiles->columns == 4) \
+            function(4, 4, b, from, to); \
+        else if (b->tiles->rows == 4) \
+            function(4, 2, b, from, to); \
+        else if (b->tiles->columns == 4) \
+            function(2, 4, b, from, to); \
         else \
-            function(2, 2, block, __VA_ARGS__); \
-    } while (0)
+            function(2, 2, b, from, to); \
+    }
+BY_SIZE(spread_tiles_around, spread_around)
+BY_SIZE(spread_own_tiles, spread_own)
+BY_SIZE(gather_tiles, gather)
 
 /* Where the position that a size of tiles counts as the p-th is among all. */
 INLINE int position_of(const Tiles *t, int p) { return p / (t->columns + 2) * POINTS + p % (t->columns + 2); }
@@ -618,18 +625,18 @@ static void transform_weight(const float *w, long n, float *out)
         vec half[POINTS][3];
         UNROLL for (int j = 0; j < 3; j++) {
             vec w0 = load(w + j * n + c), w1 = load(w + (3 + j) * n + c), w2 = load(w + (6 + j) * n + c);
-            vec outer = (w0 + w2) * splat(1.0f / 6), inner = w1 * splat(1.0f / 6);
+            vec outer = (w0 + w2) * splat(0.5f), inner = w1 * splat(0.5f);
             vec outer_2 = w0 * splat(-4.0f / 3) - w2 * splat(1.0f / 3), inner_2 = w1 * splat(2.0f / 3);
             half[0][j] = w0, half[1][j] = outer + inner, half[2][j] = outer - inner;
-            half[3][j] = w2 * splat(0.25f), half[4][j] = outer_2 - inner_2, half[5][j] = outer_2 + inner_2;
+            half[3][j] = w2, half[4][j] = outer_2 - inner_2, half[5][j] = outer_2 + inner_2;
         }
         UNROLL for (int i = 0; i < POINTS; i++) {
             float *to = out + POINTS * i * apart + c;
             vec w0 = half[i][0], w1 = half[i][1], w2 = half[i][2];
-            vec outer = (w0 + w2) * splat(1.0f / 6), inner = w1 * splat(1.0f / 6);
+            vec outer = (w0 + w2) * splat(0.5f), inner = w1 * splat(0.5f);
             vec outer_2 = w0 * splat(-4.0f / 3) - w2 * splat(1.0f / 3), inner_2 = w1 * splat(2.0f / 3);
             store(to, w0), store(to + apart, outer + inner), store(to + 2 * apart, outer - inner);
-            store(to + 3 * apart, w2 * splat(0.25f)), store(to + 4 * apart, outer_2 - inner_2);
+            store(to + 3 * apart, w2), store(to + 4 * apart, outer_2 - inner_2);
             store(to + 5 * apart, outer_2 + inner_2);
         }
     }
@@ -639,9 +646,9 @@ static void transform_weight(const float *w, long n, float *out)
 INLINE void times_g_turned(const vec *u, vec *w)
 {
     vec both = u[1] + u[2], both_2 = u[4] + u[5];
-    w[0] = u[0] + both * splat(1.0f / 6) - both_2 * splat(4.0f / 3);
-    w[1] = (u[1] - u[2]) * splat(1.0f / 6) + (u[5] - u[4]) * splat(2.0f / 3);
-    w[2] = both * splat(1.0f / 6) - both_2 * splat(1.0f / 3) + u[3] * splat(0.25f);
+    w[0] = u[0] + both * splat(0.5f) - both_2 * splat(4.0f / 3);
+    w[1] = (u[1] - u[2]) * splat(0.5f) + (u[5] - u[4]) * splat(2.0f / 3);
+    w[2] = both * splat(0.5f) - both_2 * splat(1.0f / 3) + u[3];
 }
 
 /* G' u G, the transpose of that, with the taps in reverse order. */
@@ -745,7 +752,7 @@ static void take_in(const float *y, long pixels, long depth, long before, double
 typedef struct {
     const Shape *s;
     const float *x[2], *w[2];
-    int factors;
+    int factors, largest; /* of the tiles */
     float *y, *mean, *variance;
 } Convolve;
 
@@ -764,7 +771,7 @@ static void convolve_task(const void *arguments, long task, float *scratch)
         x[factor] = job->x[factor] + task * in_size(s);
         w[factor] = job->w[factor] + task * weight_size(s);
     }
-    if (use_winograd(s)) {
+    if (use_winograd(s, job->largest)) {
         float *u[2], *spread[2], *products = next;
         next += POSITIONS * tiles_apart(s->depth);
         for (int factor = 0; factor < job->factors; factor++) {
@@ -774,16 +781,16 @@ static void convolve_task(const void *arguments, long task, float *scratch)
             next += POSITIONS * tiles_apart(s->channels);
             transform_weight(w[factor], s->channels * s->depth, u[factor]);
         }
-        Walk walk = start(s);
+        Walk walk = start(s, job->largest);
         while (next_block(s, &walk)) {
             Block from = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
             Block to = {s, walk.tiles, s->depth, walk.first, walk.last, outside};
-            for (; job->mean && seen < walk.complete; seen++) /* while they are in the cache */
+            for (; job->mean && seen < complete_images(&walk); seen++) /* while they are in the cache */
                 take_in(y + seen * pixels * s->depth, pixels, s->depth, seen * pixels, mean, squares);
             for (int factor = 0; factor < job->factors; factor++)
-                BY_SIZE(spread_around, &from, x[factor], spread[factor]);
+                spread_tiles_around(&from, x[factor], spread[factor]);
             multiply_tiles(&from, job->factors, spread, u, s->channels, s->depth, products);
-            BY_SIZE(gather, &to, products, y);
+            gather_tiles(&to, products, y);
         }
     } else
         direct_forward(s, x, w, job->factors, y);
@@ -796,13 +803,14 @@ static void convolve_task(const void *arguments, long task, float *scratch)
 }
 
 /* y = convolution of x with w; plus that of x2 with w2 if they are not NULL. With `mean` not NULL also y's
-   mean and biased variance over the pixels of all images. */
+   mean and biased variance over the pixels of all images: then y is a block's own map, and rounded finely
+   (see above); else it is a derivative. */
 int convolve(const Shape *s, const float *x, const float *w, const float *x2, const float *w2, float *y,
              float *mean, float *variance)
 {
-    Convolve job = {s, {x, x2}, {w, w2}, x2 ? 2 : 1, y, mean, variance};
+    Convolve job = {s, {x, x2}, {w, w2}, x2 ? 2 : 1, mean ? 2 : 4, y, mean, variance};
     long floats = 4 * s->depth + s->channels + s->depth;
-    if (use_winograd(s))
+    if (use_winograd(s, job.largest))
         floats += POSITIONS * (tiles_apart(s->depth) + job.factors * (weights_apart(s->channels * s->depth) +
                                                                       tiles_apart(s->channels)));
     return each_task(s, floats, convolve_task, &job);
@@ -828,8 +836,8 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
           *next = turned + TAPS * size;
     memset(zeros, 0, sizeof(float) * (size_t)widest);
     if (dx)
-        turn(s, w, use_winograd(s), turned);
-    if (!use_winograd(s)) {
+        turn(s, w, use_winograd(s, 4), turned);
+    if (!use_winograd(s, 4)) {
         if (dx)
             direct_by_input(s, turned, dy, dx);
         if (dw)
@@ -843,18 +851,18 @@ static void convolve_gradient_task(const void *arguments, long task, float *scra
         transform_weight(turned, size, u);
     if (dw)
         memset(du, 0, sizeof(float) * (size_t)(POSITIONS * weights_apart(size)));
-    Walk walk = start(s);
+    Walk walk = start(s, 4);
     while (next_block(s, &walk)) {
         Block from = {s, walk.tiles, s->depth, walk.first, walk.last, zeros};
-        BY_SIZE(spread_around, &from, dy, spread);
+        spread_tiles_around(&from, dy, spread);
         if (dx) {
             Block to = {s, walk.tiles, s->channels, walk.first, walk.last, outside};
             multiply_tiles(&from, 1, &spread, &u, s->depth, s->channels, other);
-            BY_SIZE(gather, &to, other, dx);
+            gather_tiles(&to, other, dx);
         }
         if (dw) {
             Block own = {s, walk.tiles, s->channels, walk.first, walk.last, zeros};
-            BY_SIZE(spread_own, &own, x, other);
+            spread_own_tiles(&own, x, other);
             add_products_of_tiles(&from, other, spread, s->channels, s->depth, du);
         }
     }
@@ -869,7 +877,7 @@ int convolve_gradient(const Shape *s, const float *x, const float *w, const floa
     ConvolveGradient job = {s, x, w, dy, dx, dw};
     long size = s->channels * s->depth, widest = most(s->channels, s->depth);
     long floats = 2 * widest + TAPS * size;
-    if (use_winograd(s))
+    if (use_winograd(s, 4))
         floats += POSITIONS * 2 * (weights_apart(size) + tiles_apart(widest));
     else
         floats += 2 * out_height(s) * out_width(s) * FLOATS_OF_A_POINTER;
@@ -892,10 +900,7 @@ INLINE Norm norm_of(const Shape *s, const Norm *all, long task)
 
 /* A pooling window: h of its pixels, the largest z, and where each pixel is the largest. Of equal ones the
    first in reading order is the largest: on a flat background all are equal, and only one may have the
-   gradient. Winograd's algorithm rounds equal ones differently where the rest of their tiles differs, so
-   that what is as near as that counts as equal. */
-#define EQUAL 1e-6f /* in h */
-
+   gradient. It is y that is compared, because z rounds different ones to the same. */
 typedef struct {
     vec h[CORNERS], largest;
     mask chosen[CORNERS]; /* nowhere, if the largest is not positive: ReLU */
@@ -904,21 +909,22 @@ typedef struct {
 INLINE Window look(const int corners, const float *const *y, long d, vec mean, vec rstd, vec scale, vec shift)
 {
     Window w;
-    vec z[CORNERS];
+    const mask sign = (mask)scale & INT32_MIN; /* with a negative scale the least y has the largest z */
+    vec best;
     UNROLL for (int i = 0; i < corners; i++) {
-        w.h[i] = (load(y[i] + d) - mean) * rstd;
-        z[i] = w.h[i] * scale + shift;
-    }
-    const vec nearly = (vec)((mask)scale & 0x7fffffff) * splat(EQUAL);
-    w.largest = z[0];
-    w.chosen[0] = ~(mask){0};
-    UNROLL for (int i = 1; i < corners; i++) {
-        mask larger = z[i] > w.largest + nearly;
-        w.largest = where(larger, z[i], w.largest);
+        vec value = load(y[i] + d), ordered = (vec)((mask)value ^ sign);
+        w.h[i] = (value - mean) * rstd;
+        if (i == 0) {
+            best = ordered, w.largest = w.h[0], w.chosen[0] = ~(mask){0};
+            continue;
+        }
+        mask larger = ordered > best;
+        best = where(larger, ordered, best), w.largest = where(larger, w.h[i], w.largest);
         UNROLL for (int j = 0; j < i; j++)
             w.chosen[j] &= ~larger;
         w.chosen[i] = larger;
     }
+    w.largest = w.largest * scale + shift;
     mask positive = w.largest > splat(0);
     UNROLL for (int i = 0; i < corners; i++)
         w.chosen[i] &= positive;
@@ -1311,8 +1317,8 @@ static void prepare_task(const void *arguments, long task, float *scratch)
                          .out_row = wide,
                          .add = 1};
             multiply(&p, count, wide);
+            into_double(total, part, count * wide); /* line by line: squares add up, and so do roundings */
         }
-        into_double(total, part, count * wide);
     }
     for (long k = 0; k < count; k++)
         for (long d = 0; d < count; d++) {

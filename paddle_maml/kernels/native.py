@@ -25,7 +25,8 @@ import stat
 import subprocess
 import tempfile
 import threading
-import typing
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 import paddle
@@ -60,7 +61,7 @@ class _Unusable(Exception):
     """Why the kernel cannot be used, in a few words."""
 
 
-def problem(announce=None):
+def problem(announce: Callable[[str], None] | None = None) -> str | None:
     """Load the kernel, and compile it if that was not done before.
 
     Args:
@@ -68,21 +69,22 @@ def problem(announce=None):
 
     Returns:
         None, or why the kernel cannot be used, a few words for one line of output. What was found stays for
-        the process.
+        the process: to ask again takes some two microseconds.
     """
-    if paddle.get_device() != "cpu":
-        return f"the native kernel is for the CPU, not for {paddle.get_device()}"
+    device = paddle.get_device()
+    if device != "cpu":
+        return f"the native kernel is for the CPU, not for {device}"
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
-    return _loaded(announce)[1]
+    return (_result or _loaded(announce))[1]
 
 
-def usable(width, in_channels, dtype="float32"):
+def usable(width: int, in_channels: int, dtype: object = "float32") -> bool:
     """Whether the kernel, where it can be used at all, computes networks of these channels and dtype."""
     return width % WIDTHS == 0 and width > 0 and in_channels > 0 and str(dtype).endswith("float32")
 
 
-def cores():
+def cores() -> int:
     """Threads that the kernel uses by default: OMP_NUM_THREADS where it is a number, else the cores this
     process may use."""
     try:
@@ -282,15 +284,15 @@ class _Shape(ctypes.Structure):
     ]
 
     @property
-    def conv_size(self):
+    def conv_size(self) -> tuple[int, int]:
         """Height and width after the convolution."""
         return (self.height - 1) // self.stride + 1, (self.width - 1) // self.stride + 1
 
-    def maps(self):
+    def maps(self) -> list[int]:
         """The shape of the convolution's output."""
         return [self.tasks, self.images, *self.conv_size, self.depth]
 
-    def pooled(self):
+    def pooled(self) -> list[int]:
         """The shape of the block's output."""
         side = 2 if self.stride == 1 else 1
         return [self.tasks, self.images, *(size // side for size in self.conv_size), self.depth]
@@ -303,7 +305,7 @@ def _shape(*numbers):
 
 def _call(function, shape, *tensors):
     """Call a function of the library, which writes to the last of the tensors; None is a NULL."""
-    library, reason = _loaded()
+    library, reason = _result or _loaded()
     if library is None:
         raise RuntimeError(reason)
     given = [None if tensor is None else _given(tensor) for tensor in tensors]
@@ -323,10 +325,10 @@ def _given(tensor):
 class _Constants:
     """Tensors that a PyLayer does not see in its arguments: it would take them for inputs."""
 
-    def __init__(self, *tensors):
+    def __init__(self, *tensors: paddle.Tensor) -> None:
         self._tensors = tensors
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[paddle.Tensor]:
         return iter(self._tensors)
 
 
@@ -344,7 +346,7 @@ def _wanted(constants, *gradients):
 # ------------------------------------------------------------------------------------------------ convolution
 
 
-class Statistics(typing.NamedTuple):
+class Statistics(NamedTuple):
     """What batch norm subtracts, and what it divides by the root of: constants (T, D)."""
 
     mean: paddle.Tensor
@@ -474,7 +476,15 @@ class _NormalizeGradient(PyLayer):
         return _wanted(ctx.constants, by_y, by_scale, paddle.zeros_like(shift), by_grad)
 
 
-def block(x, weight, scale, shift, pool, statistics=None, threads=None):
+def block(
+    x: paddle.Tensor,
+    weight: paddle.Tensor,
+    scale: paddle.Tensor,
+    shift: paddle.Tensor,
+    pool: bool,
+    statistics: Statistics | None = None,
+    threads: int | None = None,
+) -> tuple[paddle.Tensor, Statistics]:
     """3x3 convolution with padding 1, batch norm, ReLU, and reduction to half the size.
 
     Args:
@@ -520,7 +530,7 @@ def _check_shapes(shape, x, weight, scale, shift):
 # -------------------------------------------------------------------------------------------- the first block
 
 
-class Prepared(typing.NamedTuple):
+class Prepared(NamedTuple):
     """Images as the first block takes them: `padded` (T, N, H + 2, W + 2, C) with a border of zeros, and of
     the 9 * C numbers under the kernel mean (T, 9 * C) and covariance (T, 9 * C, 9 * C)."""
 
@@ -530,7 +540,7 @@ class Prepared(typing.NamedTuple):
     pool: bool
 
 
-def prepare(images, pool, threads=None):
+def prepare(images: paddle.Tensor, pool: bool, threads: int | None = None) -> Prepared:
     """What the first block needs of images, which are constants: it serves for all parameters.
 
     Args:
@@ -593,7 +603,14 @@ class _FirstGradient(PyLayer):
         return _wanted(ctx.constants, by_weight, by_scale, paddle.zeros_like(shift), by_grad)
 
 
-def first_block(prepared, weight, scale, shift, statistics=None, threads=None):
+def first_block(
+    prepared: Prepared,
+    weight: paddle.Tensor,
+    scale: paddle.Tensor,
+    shift: paddle.Tensor,
+    statistics: Prepared | None = None,
+    threads: int | None = None,
+) -> paddle.Tensor:
     """The block of `block` for images, which have few channels and no gradient.
 
     Args:
@@ -625,7 +642,12 @@ def first_block(prepared, weight, scale, shift, statistics=None, threads=None):
 # ------------------------------------------------------------------------------------------------ the network
 
 
-def features(prepared, packed, statistics=None, threads=None):
+def features(
+    prepared: Prepared,
+    packed: list[paddle.Tensor],
+    statistics: list[Prepared | Statistics] | None = None,
+    threads: int | None = None,
+) -> tuple[paddle.Tensor, list[Prepared | Statistics]]:
     """The blocks of a network, one after the other.
 
     Args:
