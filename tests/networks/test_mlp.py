@@ -287,10 +287,10 @@ def test_impossible_networks_are_refused(sizes, message):
 
 def test_inputs_and_parameters_of_a_wrong_shape_are_refused():
     net = network(True)
+    wanted = r"inputs must be floating point, \(N, ...\) of 6 numbers.*, not paddle.float32 \("
     for shape in ([4, 5], [2, 4, 5], [6]):
-        wanted = r"inputs must be floating point, \(N, ...\) of 6 numbers.*, not paddle.float32 \("
-    with pytest.raises(ValueError, match=wanted):
-        net(paddle.ones(shape))
+        with pytest.raises(ValueError, match=wanted):
+            net(paddle.ones(shape))
     for params in (net.parameters()[:-1], [p.unsqueeze(0) for p in net.parameters()]):
         with pytest.raises(ValueError, match=r"params must be shaped as parameters\(\)"):
             net(paddle.ones([4, 2, FEATURES] if params[0].ndim == 3 else [4, FEATURES]), params)
