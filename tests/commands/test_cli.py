@@ -383,7 +383,7 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
         cli.main_eval,
         ["--weights", file, "--dataset", "synthetic", "--width", "8"],
         "has shape",
-        "check n_way, width",
+        "check dataset, network, n_way, width",
     )
     hostile = tmp_path / "hostile.pdparams"
     hostile.write_bytes(b"cos\nsystem\n(S'exit 1'\ntR.")
