@@ -47,7 +47,7 @@ SIDES = {
     ),
     HIGHER: Side("torch_libraries", packages=("torch", "higher"), install="pip install higher"),
     TORCHOPT: Side("torch_libraries", packages=("torch", "torchopt"), install="pip install torchopt"),
-    JAX: Side("jax_side", ("vmap", "map"), packages=("jax",), install="pip install jax"),
+    JAX: Side("jax_side", ("vmap", "loop"), packages=("jax",), install="pip install jax"),
     # First order, as the competition.
     PADDLEFSL: Side(
         "paddlefsl_side",

@@ -1,8 +1,10 @@
-"""The contestant that computes with JAX: all tasks at once by vmap, or one after the other by map, of a scan
-over the inner steps, compiled as one program."""
+"""The contestant that computes with JAX: all tasks at once, by vmap of a scan over the inner steps, compiled as
+one program; or one task after the other by a program with the inner steps unrolled, because JAX 0.10 on a CPU
+computes the convolutions of a loop, and those that vmap gives a kernel for each task, several times slower."""
 
 from __future__ import annotations
 
+import functools
 import os
 
 import jax
@@ -43,15 +45,19 @@ class Jax:
         self.variant, self.processes = variant, processes
         dtype = problem.weights[0].dtype
         self.initial = [jnp.asarray(array) for array in problem.weights]
-        self.batch = [
-            jnp.asarray(array, dtype if array.dtype.kind == "f" else None) for array in problem.batch
+        batch = [jnp.asarray(array, dtype if array.dtype.kind == "f" else None) for array in problem.batch]
+        together = len(batch[0]) if variant == "vmap" else 1
+        self.parts = [
+            [array[first : first + together] for array in batch]
+            for first in range(0, len(batch[0]), together)
         ]
         start, update, self._parameters = optimizers.adam(self.settings.meta_lr)
         self._start, self._update = jax.jit(start), jax.jit(update)
         self.reset()
         # Compiled here, so that no meta-iteration is longer than the others.
         gradient = jax.jit(jax.value_and_grad(self._loss, has_aux=True))
-        self._gradient = gradient.lower(self.initial, self.batch).compile()
+        self._gradient = gradient.lower(self.initial, self.parts[0]).compile()
+        self._add = jax.jit(lambda a, b: jax.tree.map(jnp.add, a, b))
 
     def reset(self) -> None:
         """Back to the initial weights."""
@@ -66,10 +72,14 @@ class Jax:
 
     def meta_gradient(self) -> float:
         """Compute the meta-gradient of all processes' tasks. Returns their mean query loss, a float."""
-        (loss, self._losses), self._gradients = self._gradient(self._parameters(self.state), self.batch)
+        params, self._losses, total = self._parameters(self.state), [], None
+        for part in self.parts:
+            (loss, losses), gradients = self._gradient(params, part)
+            self._losses.append(losses)
+            total = (loss, gradients) if total is None else self._add(total, (loss, gradients))
         if self.processes > 1:
-            parts = multihost_utils.process_allgather((loss, self._gradients))
-            loss, self._gradients = jax.tree.map(lambda part: part.sum(axis=0), parts)
+            total = jax.tree.map(lambda x: x.sum(axis=0), multihost_utils.process_allgather(total))
+        loss, self._gradients = total
         return float(loss)
 
     def gradients(self) -> list[np.ndarray]:
@@ -78,7 +88,7 @@ class Jax:
 
     def losses(self) -> list[float]:
         """The query loss of each of this process's tasks in the last meta-iteration."""
-        return self._losses.tolist()
+        return jnp.concatenate(self._losses).tolist()
 
     def synchronize(self) -> None:
         """Wait for what is still being computed."""
@@ -90,10 +100,13 @@ class Jax:
         return jax.local_devices()[0].memory_stats()["peak_bytes_in_use"]
 
     def _loss(self, params, batch):
-        """This process's share of the mean query loss, and all of its tasks' losses."""
-        task_loss = lambda task: self._task_loss(params, *task)
-        losses = jax.vmap(task_loss)(batch) if self.variant == "vmap" else lax.map(task_loss, batch)
-        return losses.mean() * self.problem.share, losses
+        """What these tasks add to the mean query loss of all, and the loss of each."""
+        task_loss = functools.partial(self._task_loss, params)
+        if self.variant == "vmap":
+            losses = jax.vmap(task_loss)(*batch)
+        else:
+            losses = jnp.stack([task_loss(*task) for task in zip(*batch)])
+        return losses.sum() * (self.problem.share / len(self.problem.batch[0])), losses
 
     def _task_loss(self, params, x_spt, y_spt, x_qry, y_qry):
         def inner_step(fast, _):
@@ -101,7 +114,9 @@ class Jax:
             gradients = jax.grad(_cross_entropy)(at, x_spt, y_spt)
             return [p - self.settings.inner_lr * g for p, g in zip(fast, gradients)], None
 
-        fast, _ = lax.scan(inner_step, params, None, length=self.settings.inner_steps)
+        fast, _ = lax.scan(
+            inner_step, params, None, length=self.settings.inner_steps, unroll=self.variant == "loop"
+        )
         return _cross_entropy(fast, x_qry, y_qry)
 
 
