@@ -1,6 +1,9 @@
-"""The contestant that computes with JAX: all tasks at once, by vmap of a scan over the inner steps, compiled as
-one program; or one task after the other by a program with the inner steps unrolled, because JAX 0.10 on a CPU
-computes the convolutions of a loop, and those that vmap gives a kernel for each task, several times slower."""
+"""The contestant that computes with JAX.
+
+It compiles all tasks as one program, a vmap of a scan over the inner steps; or one task, with the inner steps
+unrolled. JAX 0.10 on a CPU is several times slower in convolutions of a loop, and in those that have a kernel
+for each task.
+"""
 
 from __future__ import annotations
 

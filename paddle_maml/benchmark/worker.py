@@ -76,11 +76,11 @@ class Team:
         return [loss for part in self._ask(LOSSES) for loss in part]
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
+        for process in reversed(self._processes):  # JAX's others would report that the first is gone
             process.kill()  # it has nothing to save, and Paddle answers SIGTERM with a report
             process.join()
+        for connection in self._connections:
+            connection.close()
 
     def __enter__(self) -> Team:
         return self
