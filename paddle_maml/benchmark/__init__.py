@@ -8,6 +8,9 @@ turns, A B C A B C, so that a machine that slows down or is busy for a while slo
     worker.py           a contestant's process: one meta-iteration on command
     paddle_sides.py     this library, and the competition's loop
     pytorch_sides.py    PyTorch's variants
+    torch_libraries.py  learn2learn, higher, TorchOpt
+    jax_side.py         JAX
+    paddlefsl_side.py   PaddleFSL
     measure.py          the turns, medians, ratios
     scaling.py          this library's time and memory against the size of the problem, and their picture
 """

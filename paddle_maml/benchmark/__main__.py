@@ -16,7 +16,7 @@ from ..engine.settings import settings_from_dict
 from ..errors import UserError
 from ..files import check_target
 from ..report.tables import write_json
-from .contestants import OPPONENTS, ORDERS, OURS, PYTORCH, candidates
+from .contestants import OPPONENTS, OURS, SIDES, candidates
 from .worker import TURN
 
 _TASK = (
@@ -56,7 +56,7 @@ def _benchmark(arguments):
 
     report = {
         "command": "python -m paddle_maml.benchmark " + " ".join(arguments),
-        "machine": _machine(device),
+        "machine": _machine(device, options.against),
         "settings": _task(settings),
         "threads": options.threads,
         "tuned_opponents": options.tune_opponents,
@@ -138,11 +138,13 @@ def _check(options):
             raise UserError(
                 f"--scaling is {options.scaling}, but the picture is a PNG: let its name end in .png."
             )
-    if PYTORCH in options.against and importlib.util.find_spec("torch") is None:
-        raise UserError(
-            "--against pytorch needs PyTorch, which is not installed: pip install torch, or leave pytorch "
-            "out."
-        )
+    for side in options.against:
+        for package in SIDES[side].packages:
+            if importlib.util.find_spec(package) is None:
+                raise UserError(
+                    f"--against {side} needs {package}, which is not installed: {SIDES[side].install}, or "
+                    f"leave {side} out."
+                )
 
 
 def _processes(settings, device):
@@ -170,7 +172,7 @@ def _comparison(settings, options, device):
     check, finalists, heats = LossCheck(), [], []
     for order in options.orders:
         for side in [OURS, *options.against]:
-            if order not in ORDERS[side]:
+            if order not in SIDES[side].orders:
                 _say(f"{side} has no order {order}.")
                 continue
             choice = candidates(side, order, settings.processes, options.threads, options.tune_opponents)
@@ -219,24 +221,27 @@ def _task(settings):
     return {name: getattr(settings, name) for name in _TASK}
 
 
-def _machine(device):
+def _machine(device, opponents):
     """What the figures belong to. The load tells whether the machine had other work."""
     from ..engine.assembly import environment
 
-    torch = importlib.metadata.version("torch") if importlib.util.find_spec("torch") else None
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"load_before": load, "torch": torch, **environment(device)}
+    packages = dict.fromkeys(package for side in opponents for package in SIDES[side].packages)
+    return {
+        "load_before": os.getloadavg()[0] if hasattr(os, "getloadavg") else None,
+        "packages": {package: importlib.metadata.version(package) for package in packages},
+        **environment(device),
+    }
 
 
 def _heading(report):
     task, machine = report["settings"], report["machine"]
-    torch = f", PyTorch {machine['torch']}" if machine["torch"] else ""
+    packages = "".join(f", {package} {version}" for package, version in machine["packages"].items())
     return (
         f"{task['n_way']}-way {task['k_shot']}-shot, {task['k_query']} query images a class, "
         f"{task['meta_batch']} tasks, "
         f"{task['inner_steps']} inner steps\n{machine['processor']}, {machine['cores']} cores, device "
         f"{machine['device']}, "
-        f"Paddle {machine['paddle']}{torch}, Python {machine['python']}\n"
+        f"Paddle {machine['paddle']}{packages}, Python {machine['python']}\n"
         f"medians of {report['repeat']} turns of {TURN} meta-iterations after {report['warmup']} to warm up"
         + (", opponents with this library's allocator settings" if report["tuned_opponents"] else "")
     )

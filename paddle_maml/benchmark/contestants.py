@@ -1,6 +1,6 @@
 """Who takes part in a benchmark, in which arrangement of the cores, and the problem that all of them solve.
 
-Neither Paddle nor PyTorch is imported here, because the processes of both frameworks read this file.
+No framework is imported here, because the processes of all of them read this file.
 """
 
 from __future__ import annotations
@@ -11,11 +11,52 @@ import itertools
 from ..engine.processes import share
 from ..engine.settings import Settings
 
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """A code that takes part.
+
+    Args:
+        module: of this package, the file with its `make`; only the side's own processes import it.
+        variants: the ways that it has to compute a meta-iteration.
+        orders: of the meta-gradient that it has.
+        packages: what must be installed for it.
+        install: how to install them, as a command.
+    """
+
+    module: str
+    variants: tuple = ("loop",)
+    orders: tuple = (1, 2)
+    packages: tuple = ()
+    install: str = ""
+
+
 OURS, COMPETITION, PYTORCH = "ours", "competition", "pytorch"
-OPPONENTS = (COMPETITION, PYTORCH)
-VARIANTS = {OURS: ("side by side",), COMPETITION: ("loop",), PYTORCH: ("loop", "channels_last", "vmap")}
-# The competition's meta-gradient is first order; its operators have no second derivative.
-ORDERS = {OURS: (1, 2), COMPETITION: (1,), PYTORCH: (1, 2)}
+LEARN2LEARN, HIGHER, TORCHOPT, JAX, PADDLEFSL = "learn2learn", "higher", "torchopt", "jax", "paddlefsl"
+SIDES = {
+    OURS: Side("paddle_sides", ("side by side",)),
+    # First order, as Paddle's own operators have no second derivative.
+    COMPETITION: Side("paddle_sides", orders=(1,)),
+    PYTORCH: Side(
+        "pytorch_sides", ("loop", "channels_last", "vmap"), packages=("torch",), install="pip install torch"
+    ),
+    LEARN2LEARN: Side(
+        "torch_libraries",
+        packages=("torch", "learn2learn"),
+        install="pip install learn2learn (from Python 3.11 on as docs/speed.md says)",
+    ),
+    HIGHER: Side("torch_libraries", packages=("torch", "higher"), install="pip install higher"),
+    TORCHOPT: Side("torch_libraries", packages=("torch", "torchopt"), install="pip install torchopt"),
+    JAX: Side("jax_side", ("vmap", "loop"), packages=("jax",), install="pip install jax"),
+    # First order, as the competition.
+    PADDLEFSL: Side(
+        "paddlefsl_side",
+        orders=(1,),
+        packages=("paddlefsl",),
+        install="pip install requests tqdm, then pip install --no-deps paddlefsl==1.0.0",
+    ),
+}
+OPPONENTS = tuple(side for side in SIDES if side != OURS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,5 +111,5 @@ def candidates(
     tuned = side == OURS or tune_opponents
     return [
         Contestant(side, variant, order, *arrangement, tuned)
-        for variant, arrangement in itertools.product(VARIANTS[side], sorted(arrangements))
+        for variant, arrangement in itertools.product(SIDES[side].variants, sorted(arrangements))
     ]

@@ -24,7 +24,7 @@ def make(contestant: Contestant, problem: Problem, device: str) -> Ours | Compet
     return (Ours if contestant.side == OURS else Competition)(problem, contestant.order, Ranks.join())
 
 
-class _PaddleSide:
+class PaddleSide:
     def __init__(self, problem, order, ranks=ALONE):
         self.problem, self.settings, self.order, self.ranks = problem, problem.settings, order, ranks
         n_way, image_size = self.settings.n_way, problem.batch[0].shape[-1]
@@ -67,7 +67,7 @@ class _PaddleSide:
         return paddle.device.cuda.max_memory_allocated()
 
 
-class Ours(_PaddleSide):
+class Ours(PaddleSide):
     """This library."""
 
     def __init__(self, *args: Any):
@@ -91,7 +91,7 @@ class Ours(_PaddleSide):
         return self.learner.finetune(*self.problem.batch)[1][:, -1].tolist()
 
 
-class Competition(_PaddleSide):
+class Competition(PaddleSide):
     """The competition's meta-iteration: task by task, stock operators, first order.
 
     The query set is scored before the first step and after every one; only the last score is differentiated.

@@ -1,5 +1,4 @@
-"""The contestants that compute with PyTorch. Only their own processes import this file, so PyTorch need not
-be installed."""
+"""The contestants that compute with PyTorch alone."""
 
 from __future__ import annotations
 
@@ -17,6 +16,14 @@ BLOCKS, EPSILON = 4, 1e-5
 
 def make(contestant: Contestant, problem: Problem, device: str) -> Loop | Vmap:
     """The side of a contestant in this process."""
+    prepare(contestant, device)
+    return {"loop": Loop, "channels_last": ChannelsLast, "vmap": Vmap}[contestant.variant](
+        problem, contestant.order, device
+    )
+
+
+def prepare(contestant: Contestant, device: str) -> None:
+    """Have PyTorch use the contestant's threads and processes."""
     if device != "cpu" and not torch.cuda.is_available():
         raise UserError(
             "this PyTorch cannot use the GPU that Paddle computes on; install one that can, or choose "
@@ -25,9 +32,6 @@ def make(contestant: Contestant, problem: Problem, device: str) -> Loop | Vmap:
     torch.set_num_threads(contestant.threads)
     if contestant.processes > 1:
         dist.init_process_group("gloo")
-    return {"loop": Loop, "channels_last": ChannelsLast, "vmap": Vmap}[contestant.variant](
-        problem, contestant.order, device
-    )
 
 
 class _PyTorchSide:
@@ -38,7 +42,7 @@ class _PyTorchSide:
         self.device = torch.device(device.replace("gpu", "cuda"))
         self.dtype = torch.from_numpy(problem.weights[0]).dtype
         self.initial = [self._tensor(array) for array in problem.weights]
-        self.parameters = [tensor.clone().requires_grad_() for tensor in self.initial]
+        self.parameters = [torch.nn.Parameter(tensor.clone()) for tensor in self.initial]
         self.optimizer = torch.optim.Adam(self.parameters, lr=self.settings.meta_lr)
 
     def _tensor(self, array):
@@ -97,18 +101,23 @@ class Loop(_PyTorchSide):
         float."""
         losses = []
         for task in zip(*self.problem.batch):
-            x_spt, y_spt, x_qry, y_qry = (self._tensor(array) for array in task)
-            fast = self.parameters
-            for _ in range(self.settings.inner_steps):
-                gradients = torch.autograd.grad(
-                    F.cross_entropy(_logits(x_spt, fast), y_spt), fast, create_graph=self.order == 2
-                )
-                fast = [p - self.settings.inner_lr * g for p, g in zip(fast, gradients)]
-            loss = F.cross_entropy(_logits(x_qry, fast), y_qry)
-            (loss * (self.problem.share / len(self.problem.batch[0]))).backward()
+            loss = self._query_loss(*(self._tensor(array) for array in task))
+            self._backward(loss * (self.problem.share / len(self.problem.batch[0])))
             losses.append(loss.detach())
         self._losses = torch.stack(losses)
         return self._sum_over_processes()
+
+    def _query_loss(self, x_spt, y_spt, x_qry, y_qry):
+        fast = self.parameters
+        for _ in range(self.settings.inner_steps):
+            gradients = torch.autograd.grad(
+                F.cross_entropy(_logits(x_spt, fast), y_spt), fast, create_graph=self.order == 2
+            )
+            fast = [p - self.settings.inner_lr * g for p, g in zip(fast, gradients)]
+        return F.cross_entropy(_logits(x_qry, fast), y_qry)
+
+    def _backward(self, loss):
+        loss.backward()
 
 
 class ChannelsLast(Loop):

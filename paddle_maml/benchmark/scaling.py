@@ -8,7 +8,7 @@ from typing import Callable, Sequence
 from ..engine.settings import Settings
 from ..files import write_whole
 from ..report.pictures import draw_plots, png
-from .contestants import OURS, VARIANTS, Contestant
+from .contestants import OURS, SIDES, Contestant
 from .measure import LossCheck, make_problem, measure
 
 TASKS, INNER_STEPS, N_WAY, PROCESSES = "tasks", "inner steps", "n_way", "processes"
@@ -63,7 +63,7 @@ def scale(
             )
             for order in orders:
                 contestant = Contestant(
-                    OURS, VARIANTS[OURS][0], order, value if quantity == PROCESSES else 1, threads
+                    OURS, SIDES[OURS].variants[0], order, value if quantity == PROCESSES else 1, threads
                 )
                 if (point, contestant) not in measured:
                     announce(f"measuring {quantity} {value}, order {order}")

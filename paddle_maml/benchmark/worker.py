@@ -7,17 +7,19 @@ own framework's gloo backend, one message for all parameters.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import socket
 import time
+from typing import Callable
 
 from ..engine.device import prepare
 from ..engine.processes import CPU_ENVIRONMENT
 from ..errors import UserError
-from .contestants import PYTORCH, Contestant, Problem
+from .contestants import SIDES, Contestant, Problem
 
 RUN, MEMORY, LOSSES = "run", "memory", "losses"
 # Meta-iterations of a turn, back to back: the first one after another contestant's turn finds the caches full
@@ -74,11 +76,11 @@ class Team:
         return [loss for part in self._ask(LOSSES) for loss in part]
 
     def close(self) -> None:
-        for connection in self._connections:
-            connection.close()
-        for process in self._processes:
+        for process in reversed(self._processes):  # JAX's others would report that the first is gone
             process.kill()  # it has nothing to save, and Paddle answers SIGTERM with a report
             process.join()
+        for connection in self._connections:
+            connection.close()
 
     def __enter__(self) -> Team:
         return self
@@ -120,7 +122,8 @@ class Team:
 def _environment(contestant, rank, port):
     """The environment that a process is to be started in: most of it is read before any line of ours runs."""
     variables = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(contestant.threads)
+        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"),  # the last is JAX's
+        str(contestant.threads),
     )
     # Frameworks differ in when they round to TF32; here all compute in float32.
     variables["NVIDIA_TF32_OVERRIDE"] = "0"
@@ -165,12 +168,9 @@ def work(connection: multiprocessing.connection.Connection, contestant: Contesta
 def _serve(connection, contestant, device):
     # Paddle warns of every OMP_NUM_THREADS but 1.
     with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stderr(nowhere):
-        if contestant.side == PYTORCH:
-            from . import pytorch_sides as sides
-        else:
-            from . import paddle_sides as sides
+        make = maker(contestant.side)
     imported = _resident_bytes("VmRSS")
-    side = sides.make(contestant, connection.recv(), device)
+    side = make(contestant, connection.recv(), device)
     connection.send(True)
     while True:
         command = connection.recv()
@@ -190,6 +190,23 @@ def _serve(connection, contestant, device):
         else:
             peak = _resident_bytes("VmHWM")
             connection.send(None if peak is None else peak - imported)
+
+
+def maker(side: str) -> Callable:
+    """The `make` of a side's file, which takes a `Contestant`, its `Problem` and the device.
+
+    Raises:
+        UserError: a package that the side needs cannot be imported.
+    """
+    try:
+        for package in SIDES[side].packages:
+            importlib.import_module(package)
+    except Exception as error:  # whatever an old library meets in new ones
+        raise UserError(
+            f"{package} is installed but cannot be imported ({error!r}); docs/speed.md says how to "
+            "install it."
+        ) from error
+    return importlib.import_module("." + SIDES[side].module, __package__).make
 
 
 def _resident_bytes(field):

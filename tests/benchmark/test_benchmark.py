@@ -5,6 +5,7 @@ import importlib.util
 import json
 import multiprocessing
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -14,32 +15,33 @@ from paddle_maml.benchmark import __main__ as benchmark
 from paddle_maml.benchmark import scaling
 from paddle_maml.benchmark.contestants import (
     COMPETITION,
-    ORDERS,
+    JAX,
+    OPPONENTS,
     OURS,
+    PADDLEFSL,
     PYTORCH,
-    VARIANTS,
+    SIDES,
     Contestant,
     candidates,
 )
 from paddle_maml.benchmark.measure import LossCheck, make_problem, ratios
-from paddle_maml.benchmark.worker import Team, _environment, _free_port
+from paddle_maml.benchmark.worker import Team, _environment, _free_port, maker
 from paddle_maml.engine.settings import settings_from_dict
 from paddle_maml.errors import UserError
 
 TINY = ["--n-way", "3", "--k-query", "2", "--tasks", "3", "--steps", "2", "--width", "4", "--device", "cpu"]
 CONV_BIASES = (1, 5, 9, 13)
 
-needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
 # Every opponent and variant in every order that it has.
-OPPONENTS = [
+OPPOSING = [
     pytest.param(
         Contestant(side, variant, order),
         id=f"{side}-{variant}-{order}",
-        marks=needs_torch if side == PYTORCH else (),
+        marks=pytest.mark.slow if side == JAX else (),  # it compiles for seconds
     )
-    for side in (COMPETITION, PYTORCH)
-    for variant in VARIANTS[side]
-    for order in ORDERS[side]
+    for side in OPPONENTS
+    for variant in SIDES[side].variants
+    for order in SIDES[side].orders
 ]
 
 
@@ -52,11 +54,11 @@ def tiny_problem():
 
 
 def make_side(contestant, problem):
-    if contestant.side == PYTORCH:
-        from paddle_maml.benchmark import pytorch_sides as sides
-    else:
-        from paddle_maml.benchmark import paddle_sides as sides
-    return sides.make(contestant, problem, "cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # old libraries warn of new ones
+        for package in SIDES[contestant.side].packages:
+            pytest.importorskip(package)
+        return maker(contestant.side)(contestant, problem, "cpu")
 
 
 def assert_close(gradients, expected, tolerance):
@@ -67,18 +69,26 @@ def assert_close(gradients, expected, tolerance):
         assert np.linalg.norm(a - b) <= tolerance * whole, f"parameter {number}"
 
 
-@pytest.mark.parametrize("contestant", OPPONENTS)
-def test_opponents_compute_our_loss_and_meta_gradient(float64, contestant):
-    problem = tiny_problem()
+def compare(contestant, problem, loss_tolerance, gradient_tolerance):
     ours, theirs = (
         make_side(Contestant(OURS, "side by side", contestant.order), problem),
         make_side(contestant, problem),
     )
     loss = ours.meta_gradient()
-    assert theirs.meta_gradient() == pytest.approx(loss, rel=1e-10)
-    assert np.mean(ours.losses()) == pytest.approx(loss, rel=1e-10)
-    assert_close(theirs.gradients(), ours.gradients(), 1e-9)
-    assert theirs.losses() == pytest.approx(ours.losses(), rel=1e-10)
+    assert theirs.meta_gradient() == pytest.approx(loss, rel=loss_tolerance)
+    assert np.mean(ours.losses()) == pytest.approx(loss, rel=loss_tolerance)
+    assert_close(theirs.gradients(), ours.gradients(), gradient_tolerance)
+    assert theirs.losses() == pytest.approx(ours.losses(), rel=loss_tolerance)
+
+
+@pytest.mark.parametrize("contestant", [p for p in OPPOSING if p.values[0].side != PADDLEFSL])
+def test_opponents_compute_our_loss_and_meta_gradient(float64, contestant):
+    compare(contestant, tiny_problem(), 1e-10, 1e-9)
+
+
+def test_paddlefsl_computes_our_loss_and_meta_gradient():
+    """It has float32 only."""
+    compare(Contestant(PADDLEFSL, "loop", 1), tiny_problem(), 1e-5, 1e-4)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="PyTorch is not installed")
@@ -92,7 +102,7 @@ def test_the_orders_differ(float64):
 
 
 @pytest.mark.parametrize(
-    "contestant", [pytest.param(Contestant(OURS, "side by side", 2), id="ours"), *OPPONENTS]
+    "contestant", [pytest.param(Contestant(OURS, "side by side", 2), id="ours"), *OPPOSING]
 )
 def test_every_meta_iteration_starts_from_the_initial_weights(contestant):
     problem = tiny_problem()
@@ -117,11 +127,11 @@ def _send_gradients(connection, contestant, part):
     "side, variant",
     [
         (OURS, "side by side"),
-        pytest.param(COMPETITION, "loop", marks=pytest.mark.slow),
-        pytest.param(PYTORCH, "loop", marks=[pytest.mark.slow, needs_torch]),
+        *(pytest.param(side, SIDES[side].variants[0], marks=pytest.mark.slow) for side in OPPONENTS),
     ],
 )
 def test_two_processes_average_as_one(side, variant):
+    alone = make_side(Contestant(side, variant, 1), tiny_problem())
     problem, context, port = tiny_problem(), multiprocessing.get_context("spawn"), _free_port()
     contestant, connections = Contestant(side, variant, 1, processes=2), []
     for rank in (0, 1):
@@ -134,7 +144,6 @@ def test_two_processes_average_as_one(side, variant):
     answers = [connection.recv() for connection in connections]
     for connection in connections:
         connection.send("leave")
-    alone = make_side(Contestant(side, variant, 1), problem)
     loss = alone.meta_gradient()
     for their_loss, gradients in answers:
         assert their_loss == pytest.approx(loss, rel=1e-5)
@@ -155,7 +164,7 @@ def test_candidates():
         (c.variant, c.processes, c.threads, c.tuned_allocator) for c in candidates(PYTORCH, 2, 2, 1)
     }
     assert arrangements == {
-        (variant, *cores, False) for variant in VARIANTS[PYTORCH] for cores in ((1, 2), (2, 1))
+        (variant, *cores, False) for variant in SIDES[PYTORCH].variants for cores in ((1, 2), (2, 1))
     }
     assert all(c.tuned_allocator for c in candidates(COMPETITION, 1, 2, 1, tune_opponents=True))
 
@@ -229,7 +238,7 @@ def test_report(tmp_path, capsys):
         "cores",
         "load_before",
         "paddle",
-        "torch",
+        "packages",
         "numpy",
         "python",
         "platform",
@@ -307,14 +316,27 @@ def test_sweeps_end_at_the_settings():
     assert {2, 20} <= set(values[scaling.INNER_STEPS]) and {5, 20} <= set(values[scaling.N_WAY])
 
 
-def test_missing_pytorch_is_one_message(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    assert benchmark.main(TINY + ["--against", "competition,pytorch"]) == 2
+@pytest.mark.parametrize("side", [side for side in OPPONENTS if SIDES[side].packages])
+def test_a_missing_package_is_one_message(side, monkeypatch, capsys):
+    *others, package = SIDES[side].packages
+    for name in others:  # as if they were installed
+        monkeypatch.setitem(sys.modules, name, sys)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert benchmark.main(TINY + ["--against", "competition," + side]) == 2
     assert (
         capsys.readouterr().err
-        == "error: --against pytorch needs PyTorch, which is not installed: pip install torch, or leave "
-        "pytorch out.\n"
+        == f"error: --against {side} needs {package}, which is not installed: {SIDES[side].install}, or "
+        f"leave {side} out.\n"
     )
+
+
+def test_a_package_that_cannot_be_imported_is_one_message(tmp_path, monkeypatch):
+    (tmp_path / "higher.py").write_text("import nothing_of_this_name")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "higher", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", sys)
+    with pytest.raises(UserError, match="higher is installed but cannot be imported.*nothing_of_this_name"):
+        maker("higher")
 
 
 @pytest.mark.parametrize(
