@@ -236,6 +236,7 @@ def test_report(tmp_path, capsys):
     assert {
         "processor",
         "cores",
+        "native_kernel",
         "load_before",
         "paddle",
         "packages",
