@@ -8,9 +8,8 @@ second derivative. A third is not offered. In Paddle 3.3 `paddle.grad` by some o
 every PyLayer: name all tensors that need a gradient, or call `backward()`.
 
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel
-    (windows.py);
-what is one number per task and channel is (T, 1, C). What the convolution computes is in convolution.py and
-winograd.py.
+(windows.py); what is one number per task and channel is (T, 1, C). What the convolution computes is in
+convolution.py and winograd.py.
 
 What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says
 otherwise):

@@ -1,9 +1,8 @@
 """The four-block network in plain Paddle: what conv4.py computes, and what its tests hold it against.
 
 It is the network of Finn et al. 2017, section 5.2, as the competition's reproduction wrote it. Paddle's own
-operators have no second derivative here, and none for tasks side by side: it serves first order, one task at
-    a
-time.
+operators have no second derivative here, and none for tasks side by side: it serves first order, one task
+at a time.
 """
 
 from __future__ import annotations
