@@ -166,6 +166,7 @@ def _processes(settings, device):
 
 
 def _comparison(settings, options, device):
+    from .limit import product_rate, share_of_the_limit
     from .measure import LossCheck, fastest, make_problem, measure, ratios
 
     problem, building = make_problem(settings)
@@ -176,7 +177,7 @@ def _comparison(settings, options, device):
                 _say(f"{side} has no order {order}.")
                 continue
             choice = candidates(side, order, settings.processes, options.threads, options.tune_opponents)
-            contestant, rows = fastest(choice, problem, device, check, announce=_say)
+            contestant, rows = fastest(choice, problem, device, announce=_say)
             finalists.append(contestant)
             heats += rows
     results = measure(finalists, problem, device, check, options.warmup, options.repeat)
@@ -188,7 +189,20 @@ def _comparison(settings, options, device):
         f"Building the episodes takes {building:.3f} s, {share:.1%} of the fastest meta-iteration of ours; "
         "training does it in the background."
     )
-    return {"heats": heats, "results": results, "ratios": found, "episode_building_s": building}
+    limits = []
+    if device == "cpu":
+        rate, used = product_rate(), settings.processes * options.threads
+        for row in results:
+            if row["side"] == OURS:
+                limits.append(share_of_the_limit(settings, row["order"], row["median_s"], rate, used))
+                print(_limit_line(limits[-1]))
+    return {
+        "heats": heats,
+        "results": results,
+        "ratios": found,
+        "limits": limits,
+        "episode_building_s": building,
+    }
 
 
 def _scaling(settings, options, device):
@@ -281,6 +295,14 @@ def _ratio_line(ratio):
     if side == other:
         return f"{side}: order {order} takes {text} times as long as order {other_order}"
     return f"order {order}: {side} takes {text} times as long as {other}"
+
+
+def _limit_line(limit):
+    return (
+        f"order {limit['order']}: the convolutions are {limit['gflop']:.0f} GFLOP by their definition, "
+        f"{limit['gflop_winograd']:.0f} by Winograd's algorithm; a core multiplies matrices at "
+        f"{limit['core_gflop_per_s']:.0f} GFLOP/s: ours is at {limit['ratio']:.0%} of {limit['cores']} cores"
+    )
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ class Team:
 def _environment(contestant, rank, port):
     """The environment that a process is to be started in: most of it is read before any line of ours runs."""
     variables = dict.fromkeys(
-        ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"),  # the last is JAX's
+        # NPROC is JAX's.
+        ("PADDLE_MAML_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC"),
         str(contestant.threads),
     )
     # Frameworks differ in when they round to TF32; here all compute in float32.

@@ -25,7 +25,12 @@ from .signals import STOP_SIGNALS, signals_go_to, signals_wait
 
 # Of processes that share out the cores of a CPU: one thread each, and large pages, which make fresh memory
 # cheaper.
-CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+CPU_ENVIRONMENT = {
+    "PADDLE_MAML_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+}
 
 
 def launched() -> bool:

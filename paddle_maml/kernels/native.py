@@ -85,12 +85,14 @@ def usable(width: int, in_channels: int, dtype: object = "float32") -> bool:
 
 
 def cores() -> int:
-    """Threads that the kernel uses by default: OMP_NUM_THREADS where it is a number, else the cores this
-    process may use."""
-    try:
-        return max(1, int(os.environ["OMP_NUM_THREADS"]))
-    except (KeyError, ValueError):
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Threads that the kernel uses by default: PADDLE_MAML_THREADS where it is a number, else the cores this
+    process may use, divided by the processes that Paddle's launcher started here. OMP_NUM_THREADS does not
+    count: Paddle itself sets it to 1."""
+    threads, sharing = (os.environ.get(name, "") for name in ("PADDLE_MAML_THREADS", "PADDLE_LOCAL_SIZE"))
+    if threads.isdecimal():
+        return max(1, int(threads))
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, mine // int(sharing)) if sharing.isdecimal() and int(sharing) else mine
 
 
 _lock = threading.Lock()

@@ -24,9 +24,10 @@ from paddle_maml.benchmark.contestants import (
     Contestant,
     candidates,
 )
+from paddle_maml.benchmark.limit import work
 from paddle_maml.benchmark.measure import LossCheck, make_problem, ratios
 from paddle_maml.benchmark.worker import Team, _environment, _free_port, maker
-from paddle_maml.engine.settings import settings_from_dict
+from paddle_maml.engine.settings import Settings, settings_from_dict
 from paddle_maml.errors import UserError
 
 TINY = ["--n-way", "3", "--k-query", "2", "--tasks", "3", "--steps", "2", "--width", "4", "--device", "cpu"]
@@ -202,6 +203,16 @@ def test_a_process_that_dies_is_reported():
             team.run()
 
 
+def test_work_by_hand():
+    """One task, class, inner step and query image of 16x16 pixels, width 2: maps of 16, 8, 4 and 2."""
+    settings = Settings(n_way=1, k_query=1, meta_batch=1, inner_steps=1, image_size=16, width=2)
+    first, others = 2 * 9 * 2 * 16**2, 2 * 9 * 2 * 2 * (8**2 + 4**2 + 2**2)
+    gradients = 2 * (2 * first + 3 * others)  # two images; none by the input of the first block
+    assert work(settings, 1)[0] == pytest.approx(gradients / 1e9)
+    assert work(settings, 2)[0] == pytest.approx((gradients + 2 * first + 6 * others) / 1e9)
+    assert work(settings, 1)[1] == pytest.approx((4 * first + 6 * others * 16 / 36) / 1e9)
+
+
 @pytest.mark.slow
 def test_report(tmp_path, capsys):
     path = tmp_path / "report.json"
@@ -231,6 +242,7 @@ def test_report(tmp_path, capsys):
         "heats",
         "results",
         "ratios",
+        "limits",
         "episode_building_s",
     } == set(report)
     assert {
@@ -279,6 +291,10 @@ def test_report(tmp_path, capsys):
         and "ours: order 2 takes" in screen
         and "competition has no order 2" in screen
     )
+    for limit, row in zip(report["limits"], [row for row in report["results"] if row["side"] == OURS]):
+        rate = limit["gflop_winograd"] / row["median_s"] / (limit["core_gflop_per_s"] * limit["cores"])
+        assert limit["order"] == row["order"] and 0 < limit["ratio"] == pytest.approx(rate)
+        assert limit["core_gflop_per_s"] > 0.1
 
 
 def test_scaling(tmp_path, capsys, monkeypatch):
