@@ -19,13 +19,13 @@ from ..engine.assembly import (
 from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
-from ..engine.settings import Settings, flag, settings_from_dict
+from ..engine.settings import WITH_STEPS, Settings, flag, settings_from_dict
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..report.tables import analysis_table, evaluation_table, write_json
 
 # The settings that make a network.
-NETWORK = ("network", "hidden", "batch_norm", "architecture", "width", "image_size")
+NETWORK = ("learner", "network", "hidden", "batch_norm", "architecture", "width", "image_size")
 
 
 def run(asked: dict, given: dict) -> None:
@@ -55,6 +55,11 @@ def _run(asked, name, weights, origin, settings):
             "on its own; if on classes of this split, their accuracy on it says little."
         )
     regression = settings.dataset == "sinusoid"
+    if asked["analyse"] and settings.learner not in WITH_STEPS:
+        raise UserError(
+            f"--analyse studies inner steps, but the learner is {settings.learner}, which has none: leave it "
+            "out."
+        )
     if asked["analyse"]:
         study, table = (analyse_sinusoids, regression_table) if regression else (analyse, analysis_table)
         analysis, pictures = study(learner, settings, parts[part], parts["val"], announce=_announce)
@@ -102,6 +107,7 @@ def _settings(origin, given):
     # The run's own device and number of episodes say nothing about this machine and this evaluation.
     here = {"device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**trained.as_dict(), **here, **given})
+    settings.refuse_without_effect(given)
     if settings.learn_inner_lr and "inner_lr" in given:
         raise UserError(
             f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."

@@ -4,6 +4,7 @@ on."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import math
 import os
@@ -24,10 +25,14 @@ from ..errors import UserError
 from ..kernels import native
 from ..learners.base import Learner
 from ..learners.maml import MetaLearner
-from ..networks.conv4 import MAML
+from ..learners.prototypical import PrototypicalLearner
+from ..networks.conv4 import MAML, Conv4
 from ..networks.mlp import MLP
 from .device import cores, processor, select_device
-from .settings import Settings, flag
+from .settings import SECOND_ORDER, WITH_STEPS, Settings, flag
+
+# Numbers of an embedding where the network does not decide it, as many as the four blocks give of 28x28 pixels.
+EMBEDDING = 64
 
 
 def choose_device(settings: Settings, announce: Callable[[str], None] = print) -> str:
@@ -96,31 +101,35 @@ def _load(settings, distortions):
     }, rule
 
 
-def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> MetaLearner:
+def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
     """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds."""
+    net = make_network(settings, images)
+    if settings.learner == "prototypical":
+        return PrototypicalLearner(net, chunk=settings.chunk)
     return MetaLearner(
-        make_network(settings, images),
+        net,
         inner_steps=settings.inner_steps,
         inner_lr=settings.inner_lr,
         order=settings.order,
         chunk=settings.chunk,
         learn_inner_lr=settings.learn_inner_lr,
-        adapted=settings.adapted,
+        adapted="head" if settings.learner == "anil" else settings.adapted,
         loss=settings.loss,
         hessian=settings.hessian,
     )
 
 
 def make_network(settings: Settings, images: ImageSet | Sinusoids) -> paddle.nn.Layer:
-    """A network with fresh weights."""
+    """A network with fresh weights: of a classifier, or of an embedding where the learner wants one."""
     shape = images.input_shape
-    n_outputs = 1 if settings.dataset == "sinusoid" else settings.n_way
+    n_outputs = 1 if settings.dataset == "sinusoid" else EMBEDDING if settings.embeds else settings.n_way
     if settings.own_network:
         return _own_network(settings.network, shape, n_outputs)
     if settings.network == "mlp":
         hidden = tuple(map(int, settings.hidden.split(",")))
         return MLP(math.prod(shape), hidden, n_outputs, settings.batch_norm)
-    return MAML(n_outputs, shape[0], settings.width, settings.image_size, settings.architecture)
+    blocks = (shape[0], settings.width, settings.image_size, settings.architecture)
+    return Conv4(*blocks) if settings.embeds else MAML(n_outputs, *blocks)
 
 
 def _own_network(name, shape, n_outputs):
@@ -180,6 +189,8 @@ def make_optimizer(
 
 def meta_loss_options(settings: Settings, iteration: int) -> dict:
     """The options of the learner's `meta_loss` in a meta-iteration."""
+    if settings.learner not in SECOND_ORDER:
+        return {}
     order = 1 if iteration < settings.first_order_iterations else settings.order
     weights = multi_step_weights(iteration, settings.multi_step_iterations, settings.inner_steps)
     return {"order": order, "step_weights": weights}
@@ -198,6 +209,8 @@ def multi_step_weights(iteration: int, period: int, inner_steps: int) -> list[fl
 
 def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
     """The `EpisodeBuilder` of training, of an `ImageSet`."""
+    n_way = settings.train_n_way or settings.n_way
+    settings = dataclasses.replace(settings, n_way=n_way)
     return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
 
 
@@ -241,7 +254,13 @@ def environment(device: str) -> dict:
 
 def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part: str) -> dict:
     """A result of `evaluate` with what it was measured on."""
+    steps = {} if settings.learner not in WITH_STEPS else {
+        "inner_steps": settings.steps_at_test,
+        "inner_lr": settings.inner_lr,
+        "learn_inner_lr": settings.learn_inner_lr,
+    }
     return {
+        "learner": settings.learner,
         "dataset": images.name,
         "split_rule": rule,
         "split": part,
@@ -249,9 +268,7 @@ def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part
         "n_way": settings.n_way,
         "k_shot": settings.k_shot,
         "k_query": settings.test_k_query,
-        "inner_steps": settings.steps_at_test,
-        "inner_lr": settings.inner_lr,
-        "learn_inner_lr": settings.learn_inner_lr,
+        **steps,
         "seed": settings.seed,
         **result,
     }

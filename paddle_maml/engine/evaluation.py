@@ -10,7 +10,7 @@ import numpy as np
 
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
-from ..learners.maml import MetaLearner
+from ..learners.base import Learner
 from .parallel import ALONE, Ranks
 
 NOTE = (
@@ -24,7 +24,7 @@ class Diverged(UserError):
 
 
 def evaluate(
-    learner: MetaLearner,
+    learner: Learner,
     builder: EpisodeBuilder,
     episodes: int,
     steps: int | None = None,
@@ -35,7 +35,7 @@ def evaluate(
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
     Args:
-        learner: anything with `finetune`, an `objective`, and the `network` that its layer `net` is for it.
+        learner: a `Learner`.
         builder: an `EpisodeBuilder` of the classes to test on.
         episodes: number of episodes, at least 2.
         steps: inner steps; the learner's by default.
@@ -67,12 +67,12 @@ def evaluate(
         "loss_per_step": losses.mean(axis=0).tolist(),
         "episodes": episodes,
         **({} if key == "accuracy" else {"score_name": name}),
-        **({"note": NOTE} if learner.network.batch_statistics else {}),
+        **({"note": NOTE} if learner.transductive else {}),
     }
 
 
 def score_episodes(
-    learner: MetaLearner,
+    learner: Learner,
     builder: EpisodeBuilder,
     episodes: int,
     steps: int | None = None,

@@ -80,6 +80,18 @@ _IMAGES = ("images per class", 1, 1000)
 _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0, 10**9)
 
 
+# The learners that adapt by gradient steps, and of these the ones whose meta-gradient goes through the steps.
+WITH_STEPS, SECOND_ORDER = ("maml", "anil", "reptile"), ("maml", "anil")
+# Those whose network embeds, and those that such settings belong to which do not belong to all.
+_EMBED = ("prototypical",)
+_OF_LEARNERS = {
+    **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
+    "multi_step_iterations": SECOND_ORDER,
+    **dict.fromkeys(["inner_steps", "inner_lr", "test_inner_steps"], WITH_STEPS),
+    "adapted": ("maml",),
+    "train_n_way": _EMBED,
+}
+
 _OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
 
 
@@ -124,9 +136,19 @@ class Settings:
     )
 
     n_way: int = _number(5, "classes in an episode", "classes", 2, 10000)
+    train_n_way: int = _number(
+        None, "of prototypical: classes in an episode of training; default: n_way", "classes", 2, 10000
+    )
     k_shot: int = _number(1, "support images of each class", *_IMAGES)
     k_query: int = _number(15, "query images of each class in training", *_IMAGES)
 
+    learner: str = _choice(
+        "maml; anil: MAML that adapts the last layer alone; prototypical: the nearest class mean in an "
+        "embedding (docs/learners.md)",
+        "maml",
+        "anil",
+        "prototypical",
+    )
     network: str = _setting(
         "conv4",
         "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers; MODULE:FUNCTION: "
@@ -235,6 +257,8 @@ class Settings:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
         if self.dataset == "sinusoid" and self.network == "conv4":
             raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
+        if self.dataset == "sinusoid" and self.embeds:
+            raise UserError(f"learner is '{self.learner}', but sinusoids have no classes: use maml.")
 
     def refuse_without_effect(self, given: dict) -> None:
         """UserError for the first of the settings that a user gives that does nothing: who gives it expects
@@ -248,6 +272,10 @@ class Settings:
             ("architecture", self.network != "conv4", "the network is not conv4"),
             ("width", self.network != "conv4", "the network is not conv4"),
             *((name, self.dataset == "sinusoid", "sinusoids are no images") for name in _OF_IMAGES),
+            *(
+                (name, self.learner not in learners, f"the learner is {self.learner}")
+                for name, learners in _OF_LEARNERS.items()
+            ),
         ):
             if useless and name in given and given[name] != getattr(Settings, name):
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
@@ -305,8 +333,15 @@ class Settings:
         return "mean-square" if self.dataset == "sinusoid" else "cross-entropy"
 
     @property
-    def steps_at_test(self) -> int:
-        """Inner steps in validation and test."""
+    def embeds(self) -> bool:
+        """Whether the learner's network makes embeddings."""
+        return self.learner in _EMBED
+
+    @property
+    def steps_at_test(self) -> int | None:
+        """Inner steps in validation and test; None where the learner has none."""
+        if self.learner not in WITH_STEPS:
+            return None
         return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
 
     @property

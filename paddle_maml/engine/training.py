@@ -102,6 +102,10 @@ def meta_gradient(
     return ranks.sum_gradients(learner.parameters(), numbers)
 
 
+# Training tasks that a learner's `settle` gets.
+SETTLED = 8
+
+
 @dataclasses.dataclass
 class State:
     """What a checkpoint holds beside weights and moments."""
@@ -235,6 +239,7 @@ class Trainer:
         """Score the validation episodes, keep the weights if they are the best so far; returns the columns of
         the log that tell of it."""
         state = self.state
+        self.learner.settle(*meta_batch(self.episodes, range(SETTLED)))
         try:
             result = self._evaluate(self.val_episodes, self.settings.val_episodes, folder.stop_if_asked)
         except Diverged:

@@ -610,7 +610,7 @@ def first_block(
     weight: paddle.Tensor,
     scale: paddle.Tensor,
     shift: paddle.Tensor,
-    statistics: Prepared | None = None,
+    statistics: Statistics | None = None,
     threads: int | None = None,
 ) -> paddle.Tensor:
     """The block of `block` for images, which have few channels and no gradient.
@@ -618,7 +618,7 @@ def first_block(
     Args:
         prepared: of these images.
         weight, scale, shift: as for `block`.
-        statistics: those of other images, which batch norm shall use: what `prepare` returned for them.
+        statistics: mean and covariance of other images, as `Prepared` has them, which batch norm shall use.
 
     Returns:
         The output as `block` has it.
@@ -635,10 +635,8 @@ def first_block(
         threads or cores(),
     )
     _check_shapes(shape, prepared.padded, weight, scale, shift)
-    moments = statistics or prepared
-    return _First.apply(
-        weight, scale, shift, shape, _Constants(prepared.padded, moments.mean, moments.covariance)
-    )
+    mean, covariance = statistics or (prepared.mean, prepared.covariance)
+    return _First.apply(weight, scale, shift, shape, _Constants(prepared.padded, mean, covariance))
 
 
 # ------------------------------------------------------------------------------------------------ the network
@@ -647,24 +645,29 @@ def first_block(
 def features(
     prepared: Prepared,
     packed: list[paddle.Tensor],
-    statistics: list[Prepared | Statistics] | None = None,
+    statistics: list[paddle.Tensor] | None = None,
     threads: int | None = None,
-) -> tuple[paddle.Tensor, list[Prepared | Statistics]]:
+) -> tuple[paddle.Tensor, list[paddle.Tensor]]:
     """The blocks of a network, one after the other.
 
     Args:
         prepared: of the images.
-        packed: for each block weight, scale and shift as `block` takes them; what follows after the last
-            block is not looked at.
+        packed: for each block weight, scale and shift as `block` takes them.
         statistics: what this returned for other images, which batch norm shall use.
 
     Returns:
-        The last map (T, N, height, width, D), and what batch norm used, block by block.
+        The last map (T, N, height, width, D), and what batch norm used: mean (T, 1, 9 * C) and covariance
+        (T, 9 * C, 9 * C) of the first block, then mean and variance (T, 1, D) of each further one.
     """
-    used = [statistics[0] if statistics else prepared]
-    x = first_block(prepared, *packed[:3], statistics=statistics and statistics[0], threads=threads)
-    for number in range(1, len(packed) // 3):
-        given = statistics and statistics[number]
-        x, own = block(x, *packed[3 * number : 3 * number + 3], prepared.pool, given, threads)
-        used.append(given or own)
-    return x, used
+    given = [None] * (len(packed) // 3)
+    if statistics is not None:
+        given = [Statistics(mean.squeeze(1), other) for mean, other in zip(statistics[::2], statistics[1::2])]
+        given[1:] = [Statistics(mean, variance.squeeze(1)) for mean, variance in given[1:]]
+    x = first_block(prepared, *packed[:3], statistics=given[0], threads=threads)
+    used = [prepared.mean.unsqueeze(1), prepared.covariance]
+    for number in range(1, len(given)):
+        x, own = block(
+            x, *packed[3 * number : 3 * number + 3], prepared.pool, given[number], threads
+        )
+        used += [own.mean.unsqueeze(1), own.variance.unsqueeze(1)]
+    return x, used if statistics is None else statistics

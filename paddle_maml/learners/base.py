@@ -16,6 +16,8 @@ GPU_TOGETHER = 32
 class Learner(nn.Layer):
     """A network that learns from tasks how to solve further ones.
 
+    `STATISTICS` are the choices that `predict` has for what batch norm knows.
+
     Its methods take one task or T of them side by side, and answer in kind: inputs x (N, ...) or (T, N, ...),
     labels y (N,) or (T, N), or the targets of a regression (N, n) or (T, N, n).
 
@@ -30,6 +32,8 @@ class Learner(nn.Layer):
     Raises:
         ValueError: the network has no parameters, the loss is none, or chunk is below 1.
     """
+
+    STATISTICS = ("query",)
 
     def __init__(self, net: nn.Layer, loss="cross-entropy", chunk: int | None = None, optimizer=None):
         super().__init__()
@@ -48,14 +52,38 @@ class Learner(nn.Layer):
         meta-gradient in the parameters."""
         raise NotImplementedError
 
-    def predict(self, x_spt, y_spt, x_qry) -> np.ndarray:
-        """Outputs for the query inputs of each task, (T, N, ...)."""
+    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
+        """Outputs for the query inputs of each task, (T, N, ...).
+
+        Args:
+            statistics: what batch norm knows when it answers, one of the learner's `STATISTICS`, whose first
+                is the default.
+        """
         raise NotImplementedError
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry) -> tuple[np.ndarray, np.ndarray]:
+    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
         """(scores, losses) of each task's query set, float64 (T, K + 1): column k is after k inner steps. A
-        learner without steps has one column."""
-        raise NotImplementedError
+        learner without steps, as here, has one column, and `steps` must be None."""
+        if steps is not None:
+            raise ValueError(f"steps is {steps}, but {type(self).__name__} has no inner steps")
+        batch, single = self._task_set(x_spt, y_spt, x_qry, y_qry)
+        *task, y_qry = batch
+        with paddle.no_grad():
+            outputs, targets = paddle.to_tensor(self.predict(*task)), self.objective.targets(y_qry)
+            scores, losses = [
+                measure(outputs, targets).numpy().astype(np.float64).reshape([-1, 1])
+                for measure in (self.objective.score, self.objective.loss)
+            ]
+        return (scores[0], losses[0]) if single else (scores, losses)
+
+    def settle(self, *batch) -> None:
+        """Take from a training batch, as `meta_loss` has it, what the weights need beside themselves before
+        they are scored or kept; here nothing."""
+
+    @property
+    def transductive(self) -> bool:
+        """Whether by default the answer for a query input depends on the others."""
+        return self.network.batch_statistics
 
     def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps: bool = False) -> list[np.ndarray]:
         """One meta-step on a meta-batch.
@@ -79,18 +107,30 @@ class Learner(nn.Layer):
         """The network's state under the network's own names, so that its weights load without the learner;
         and what the learner itself has learned."""
         state = self.net.state_dict(*args, **kwargs)
-        state.update({name: p for name, p in self._parameters.items() if p is not None})
-        return state
+        return {**state, **self._learned()}
 
     def set_state_dict(self, state_dict: dict, *args, **kwargs) -> tuple[list, list]:
         """The inverse of `state_dict`; a state without what the learner has learned leaves that as it is."""
         state = dict(state_dict)
-        for name, parameter in self._parameters.items():
-            if parameter is not None and name in state:
-                parameter.set_value(state.pop(name))
+        for name, tensor in self._learned().items():
+            if name in state:
+                tensor.set_value(state.pop(name))
         return self.net.set_state_dict(state, *args, **kwargs)
 
+    def _learned(self):
+        """What the learner itself has beside the network, by name."""
+        own = {**self._parameters, **self._buffers}
+        return {name: tensor for name, tensor in own.items() if tensor is not None}
+
     # -------------------------------------------------------------------------------------------------- input
+
+    def _choice_of(self, statistics):
+        """One of `STATISTICS`."""
+        if statistics is None:
+            return self.STATISTICS[0]
+        if statistics not in self.STATISTICS:
+            raise ValueError(f"statistics must be one of {', '.join(self.STATISTICS)}, not {statistics!r}")
+        return statistics
 
     def _inputs(self, x):
         """Inputs as a tensor of the network's dtype, or of integers where they are."""

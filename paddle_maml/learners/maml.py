@@ -75,9 +75,6 @@ MANY_STEPS = 8
 # would let the memory grow with the steps.
 KEPT_GRAPHS, KEPT_INPUTS = 2, 200
 
-# What batch norm may know in testing, see `MetaLearner.predict`.
-STATISTICS = ("query", "support", "one")
-
 
 class MetaLearner(Learner):
     """MAML over any network.
@@ -106,6 +103,8 @@ class MetaLearner(Learner):
         ValueError: inner_steps or chunk is below 1, inner_lr is negative or not finite, order, adapted or
             hessian is none of its values, or no parameter is adapted; and what `Learner` raises.
     """
+
+    STATISTICS = ("query", "support", "one")
 
     def __init__(
         self,
@@ -241,22 +240,23 @@ class MetaLearner(Learner):
         scores, losses = np.concatenate(scores), np.concatenate(losses)
         return (scores[0], losses[0]) if single else (scores, losses)
 
-    def predict(self, x_spt, y_spt, x_qry, steps: int | None = None, statistics: str = "query") -> np.ndarray:
+    def predict(
+        self, x_spt, y_spt, x_qry, steps: int | None = None, statistics: str | None = None
+    ) -> np.ndarray:
         """Adapt to each task and compute the outputs of its query set.
 
         Args:
             x_spt, y_spt, x_qry: as for `meta_loss`.
             steps: inner steps; `inner_steps` by default.
-            statistics: what batch norm knows when it classifies: "query", the whole query set, as everywhere
-                else here and in the published protocols; "support", the support set and no query input;
+            statistics: what batch norm knows when it classifies: "query" (the default), the whole query set,
+                as everywhere else here and in the published protocols; "support", the support set and no query input;
                 "one", the support set and the one query input that is classified (Nichol et al. 2018, section
                 6.1, "non-transductive").
 
         Returns:
             Outputs, such as logits, an array (T, N, n_way), or (N, n_way) of one task.
         """
-        if statistics not in STATISTICS:
-            raise ValueError(f"statistics must be one of {', '.join(STATISTICS)}, not {statistics!r}")
+        statistics = self._choice_of(statistics)
         batch, single = self._task_set(x_spt, y_spt, x_qry)
         outputs = []
         for x_spt, y_spt, x_qry in self._chunks(batch):
@@ -446,7 +446,7 @@ class MetaLearner(Learner):
         if statistics == "query":
             return outputs(prepare(x_qry), theta)
         if statistics == "support":
-            return outputs(prepare(x_qry), theta, prepare(x_spt))
+            return outputs(prepare(x_qry), theta, self.network.statistics(prepare(x_spt), theta))
         results, inputs = [], x_qry.squeeze(0)
         for start in range(0, inputs.shape[0], self.chunk):
             part = inputs[start : start + self.chunk].unsqueeze(1)

@@ -1,4 +1,5 @@
-"""The network of MAML on Omniglot, with its parameters as explicit arguments.
+"""The network of MAML on Omniglot, with its parameters as explicit arguments, and the same without its last
+layer.
 
 Four blocks of 3x3 convolution, batch norm with the statistics of the batch at hand, ReLU and a reduction to
 half the size, then a linear layer (Finn et al. 2017, section 5.2; Vinyals et al. 2016). It is computed for T
@@ -7,6 +8,7 @@ tasks side by side, each with parameters of its own.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import paddle
@@ -42,14 +44,12 @@ class _Linear(nn.Layer):
         self.bias = self.create_parameter([n_way], is_bias=True)
 
 
-class MAML(nn.Layer):
-    """The convolutional classifier that MAML adapts.
+class Conv4(nn.Layer):
+    """The four blocks: what they make of an image is its embedding, `features` numbers.
 
-    Batch norm always uses the statistics of the images passed together, in testing too, so the prediction for
-    one query image depends on the others (transductive), as in the published code of MAML.
+    Batch norm uses the statistics of the images passed together, unless it is given those of others.
 
     Args:
-        n_way: classes of a task.
         in_channels: channels C of an image.
         width: channels of every convolution.
         image_size: height and width of an image, in pixels.
@@ -63,25 +63,15 @@ class MAML(nn.Layer):
     """
 
     def __init__(
-        self,
-        n_way: int = 5,
-        in_channels: int = 1,
-        width: int = 64,
-        image_size: int = 28,
-        architecture: str = "pool",
+        self, in_channels: int = 1, width: int = 64, image_size: int = 28, architecture: str = "pool"
     ):
         super().__init__()
-        for name, value in [
-            ("n_way", n_way),
-            ("in_channels", in_channels),
-            ("width", width),
-            ("image_size", image_size),
-        ]:
+        for name, value in [("in_channels", in_channels), ("width", width), ("image_size", image_size)]:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if architecture not in ("pool", "stride"):
             raise ValueError(f"architecture must be 'pool' or 'stride', not {architecture!r}")
-        self.n_way, self.in_channels, self.width = n_way, in_channels, width
+        self.in_channels, self.width = in_channels, width
         self.image_size, self.architecture = image_size, architecture
         self._windows = Windows(image_size, image_size, pool=architecture == "pool")
         self._convolutions = []  # that of the first block for its size alone: `_first_block` has the windows
@@ -98,11 +88,11 @@ class MAML(nn.Layer):
             f"block{number + 1}.{part}"
             for number in range(BLOCKS)
             for part in ("conv_weight", "norm_weight", "norm_bias")
-        ] + ["linear.weight", "linear.bias"]
-        self.linear = _Linear(width if architecture == "stride" else width * size * size, n_way)
+        ]
+        self.features = width if architecture == "stride" else width * size * size
 
     def forward(self, x: paddle.Tensor, params: list[paddle.Tensor] | None = None) -> paddle.Tensor:
-        """Scores of the classes.
+        """Embeddings; of `MAML` the scores of the classes.
 
         Args:
             x: images (N, C, H, W), or (T, N, C, H, W) for T tasks. They count as constants: no gradient
@@ -111,7 +101,7 @@ class MAML(nn.Layer):
                 layer's own if None.
 
         Returns:
-            Logits (N, n_way) or (T, N, n_way).
+            Embeddings (N, features) or (T, N, features); logits (N, n_way) or (T, N, n_way).
         """
         single = x.ndim == 4
         if single:
@@ -121,8 +111,8 @@ class MAML(nn.Layer):
         else:
             self._check_params(params, None if single else x.shape[0])
             theta = self.theta_of([p.unsqueeze(0) for p in params] if single else params)
-        logits = self.outputs(self.prepare(x), theta)
-        return logits.squeeze(0) if single else logits
+        outputs = self.outputs(self.prepare(x), theta)
+        return outputs.squeeze(0) if single else outputs
 
     # What follows is the protocol `TaskNetwork`. Theta holds the parameters that matter to the output, laid
     # out for the products of operators.py, so that nothing is transposed inside the inner loop. A gradient
@@ -132,7 +122,8 @@ class MAML(nn.Layer):
 
     def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0: for each block the convolution (tasks, 9 * C, width), the scale and the shift of batch
-        norm (tasks, 1, width); then the linear weight (tasks, features, n_way) and bias (tasks, 1, n_way)."""
+        norm (tasks, 1, width); of `MAML` then the linear weight (tasks, features, n_way) and bias (tasks, 1,
+        n_way)."""
         theta = self.theta_of([p.unsqueeze(0) for p in self.parameters()])
         for number in range(BLOCKS):
             # Batch statistics remove the convolution's bias: its gradient is zero, and not missing.
@@ -149,7 +140,7 @@ class MAML(nn.Layer):
             tasks, width, channels = weight.shape[:3]
             theta.append(weight.transpose([0, 3, 4, 2, 1]).reshape([tasks, TAPS * channels, width]))
             theta += [scale.unsqueeze(1), shift.unsqueeze(1)]
-        return theta + [params[-2], params[-1].unsqueeze(1)]
+        return theta
 
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """The inverse of `theta_of`, with the network's own biases of the convolutions."""
@@ -160,7 +151,7 @@ class MAML(nn.Layer):
             kernel = weight.reshape([tasks, 3, 3, rows // TAPS, width]).transpose([0, 4, 3, 1, 2])
             bias = bias.detach().unsqueeze(0).expand([tasks, width])
             params += [kernel, bias, scale.squeeze(1), shift.squeeze(1)]
-        return params + [theta[-2], theta[-1].squeeze(1)]
+        return params
 
     def _biases(self):
         return [getattr(self, f"block{number + 1}").conv_bias for number in range(BLOCKS)]
@@ -193,34 +184,46 @@ class MAML(nn.Layer):
         portions = operators.row_portions(pieces[:4] if self.architecture == "pool" else pieces)
         return images, portions, mean[:, :, :-1], covariance[:, :-1, :-1]
 
-    def outputs(self, prepared, theta: list[paddle.Tensor], statistics_of=None) -> paddle.Tensor:
-        """Logits (T, N, n_way); with `statistics_of` batch norm uses the statistics of those prepared
-        images."""
-        if statistics_of is None:
-            return self._run(prepared, theta)[0]
-        with paddle.no_grad():
-            return self._run(prepared, theta, self._run(statistics_of, theta)[1])[0]
+    def outputs(self, prepared, theta: list[paddle.Tensor], statistics=None) -> paddle.Tensor:
+        """Embeddings (T, N, features), of `MAML` logits (T, N, n_way)."""
+        with contextlib.nullcontext() if statistics is None else paddle.no_grad():
+            return self._embeddings(prepared, theta, statistics)[0]
 
-    def _run(self, prepared, theta, given=None):
-        """Logits, and what batch norm subtracted and divided by, block by block, unless it was given."""
+    def statistics(self, prepared, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """Of the first block mean (T, 1, 9 * C) and covariance (T, 9 * C, 9 * C) of the pixels under the
+        kernel, which do not depend on theta; of the others mean and variance (T, 1, width) of the
+        convolution's output."""
+        with paddle.no_grad():
+            return self._embeddings(prepared, theta, None)[1]
+
+    def neutral_statistics(self) -> list[paddle.Tensor]:
+        """Statistics of one task that batch norm changes nothing by."""
+        taps, dtype = TAPS * self.in_channels, self.parameters()[0].dtype
+        zeros, ones = paddle.zeros([1, 1, self.width], dtype), paddle.ones([1, 1, self.width], dtype)
+        first = [paddle.zeros([1, 1, taps], dtype), paddle.eye(taps, dtype=dtype).unsqueeze(0)]
+        return first + [zeros, ones] * (BLOCKS - 1)
+
+    def _embeddings(self, prepared, theta, given):
+        """Embeddings, and the statistics that batch norm used."""
         if isinstance(prepared, native.Prepared):
-            maps, used = native.features(prepared, theta[:-2], given)
+            maps, used = native.features(prepared, theta[: 3 * BLOCKS], given)
             tasks, images, *_, width = maps.shape
             rows = maps.reshape([tasks, -1, width])
         else:
             images, rows, used = self._blocks(prepared, theta, given)
-        return operators.matmul(self._features(rows, images), theta[-2]) + theta[-1], used
+        return self._flat(rows, images), used
 
     def _blocks(self, prepared, theta, given):
         """The number of images, the rows of the last map, and the statistics, by Paddle's operators."""
-        images, portions, *windows_moments = prepared
-        used = [given[0] if given else windows_moments]
-        rows = self._first_block(portions, *used[0], *theta[:3])
+        images, portions, *own = prepared
+        used = list(given[:2] if given else own)
+        rows = self._first_block(portions, *used, *theta[:3])
         for number in range(1, BLOCKS):
+            place = slice(2 * number, 2 * number + 2)
             rows, moments = self._block(
-                rows, number, images, given and given[number], *theta[3 * number : 3 * number + 3]
+                rows, number, images, given and given[place], *theta[3 * number : 3 * number + 3]
             )
-            used.append(moments)
+            used += moments
         return images, rows, used
 
     def _first_block(self, portions, mean, covariance, weight, scale, shift):
@@ -237,15 +240,19 @@ class MAML(nn.Layer):
         # The pooling comes first: batch norm and ReLU are increasing, so it picks the same pixel, and they
         # have a quarter of the pixels left to do. Increasing is batch norm if its scale is not negative; the
         # sign goes into the convolution.
+        sign = None
         if self.architecture == "pool":
             sign = (scale >= 0).astype(scale.dtype).detach() * 2.0 - 1.0
             weight, scale = operators.scale_rows(weight, sign), scale * sign
-        pooled, *own = operators.convolve(rows, weight, self._convolutions[number], images)
-        mean, variance = moments or own
+        pooled, mean, variance = operators.convolve(rows, weight, self._convolutions[number], images)
+        used = [mean if sign is None else mean * sign, variance]
+        if moments:
+            used = moments
+            mean, variance = moments[0] if sign is None else moments[0] * sign, moments[1]
         scale = scale * paddle.rsqrt(variance + EPSILON)
-        return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale)), own
+        return nn.functional.relu(operators.affine_rows(pooled, scale, shift - mean * scale)), used
 
-    def _features(self, rows, images):
+    def _flat(self, rows, images):
         tasks, _, width = rows.shape
         maps = rows.reshape([tasks * images, -1, width])
         if self.architecture == "stride":
@@ -274,6 +281,45 @@ class MAML(nn.Layer):
                 raise ValueError(
                     f"params[{number}] must have shape {tuple(expected)}, not {tuple(given.shape)}"
                 )
+
+
+class MAML(Conv4):
+    """The convolutional classifier that MAML adapts: the blocks of `Conv4` and a linear layer.
+
+    Batch norm always uses the statistics of the images passed together, in testing too, so the prediction for
+    one query image depends on the others (transductive), as in the published code of MAML.
+
+    Args:
+        n_way: classes of a task.
+        in_channels, width, image_size, architecture: as of `Conv4`.
+
+    Raises:
+        ValueError: n_way is not positive; and what `Conv4` raises.
+    """
+
+    def __init__(
+        self,
+        n_way: int = 5,
+        in_channels: int = 1,
+        width: int = 64,
+        image_size: int = 28,
+        architecture: str = "pool",
+    ):
+        super().__init__(in_channels, width, image_size, architecture)
+        if n_way < 1:
+            raise ValueError(f"n_way must be at least 1, not {n_way}")
+        self.n_way = n_way
+        self.theta_names += ["linear.weight", "linear.bias"]
+        self.linear = _Linear(self.features, n_way)
+
+    def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        return super().theta_of(params) + [params[-2], params[-1].unsqueeze(1)]
+
+    def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        return super().parameters_of(theta) + [theta[-2], theta[-1].squeeze(1)]
+
+    def outputs(self, prepared, theta: list[paddle.Tensor], statistics=None) -> paddle.Tensor:
+        return operators.matmul(super().outputs(prepared, theta, statistics), theta[-2]) + theta[-1]
 
 
 def _tell(line):

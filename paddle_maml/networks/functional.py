@@ -74,16 +74,24 @@ class Functional:
         return [p.unsqueeze(0).expand([tasks, *p.shape]) for p in self._own]
 
     def outputs(
-        self, x: paddle.Tensor, theta: list[paddle.Tensor], statistics_of: paddle.Tensor | None = None
+        self, x: paddle.Tensor, theta: list[paddle.Tensor], statistics: list[paddle.Tensor] | None = None
     ) -> paddle.Tensor:
         """Outputs (T, N, ...) of x (T, N, ...); see `TaskNetwork`."""
         self._reach_all(x)
         results = []
         for task in range(x.shape[0]):
             with self.using([_of_task(p, task) for p in theta]):
-                of = None if statistics_of is None else _of_task(statistics_of, task)
+                of = None if statistics is None else _of_task(statistics[0], task)
                 results.append(self._run(_of_task(x, task), of).unsqueeze(0))
         return results[0] if len(results) == 1 else paddle.concat(results)
+
+    def statistics(self, x: paddle.Tensor, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """The inputs themselves, in a list: their statistics are found when they are wanted."""
+        return [x]
+
+    def neutral_statistics(self) -> None:
+        """There are none: what a user's layer keeps is not known."""
+        return None
 
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """As the layer's `parameters()`, with a leading T; frozen ones are repeated."""

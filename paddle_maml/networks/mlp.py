@@ -6,6 +6,7 @@ each with batch norm and ReLU (section 5.2); for sinusoids two of 40 units with 
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import paddle
@@ -136,24 +137,41 @@ class MLP(nn.Layer):
         return [p.expand([tasks, *p.shape[1:]]) for p in theta]
 
     def outputs(
-        self, prepared: paddle.Tensor, theta: list[paddle.Tensor], statistics_of: paddle.Tensor | None = None
+        self,
+        prepared: paddle.Tensor,
+        theta: list[paddle.Tensor],
+        statistics: list[paddle.Tensor] | None = None,
     ) -> paddle.Tensor:
-        """Outputs (T, N, n_outputs) of prepared inputs; batch norm with their statistics, or with those of
-        other prepared inputs."""
-        theta = iter(theta)
-        # The last of the streams is the batch whose statistics count.
-        streams = [prepared] if statistics_of is None else [prepared, statistics_of]
-        for _ in self.hidden:
-            weight = next(theta)
-            streams = [matmul(rows, weight) for rows in streams]
+        """Outputs (T, N, n_outputs) of prepared inputs."""
+        with contextlib.nullcontext() if statistics is None else paddle.no_grad():
+            return self._run(prepared, theta, statistics)[0]
+
+    def statistics(self, prepared: paddle.Tensor, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """Mean and variance (T, 1, units) of each hidden layer with batch norm."""
+        with paddle.no_grad():
+            return self._run(prepared, theta, None)[1]
+
+    def neutral_statistics(self) -> list[paddle.Tensor]:
+        """Statistics of one task that batch norm changes nothing by."""
+        shapes = [[1, 1, units] for units in self.hidden if self.batch_norm]
+        dtype = self.parameters()[0].dtype
+        return [make(shape, dtype) for shape in shapes for make in (paddle.zeros, paddle.ones)]
+
+    def _run(self, rows, theta, given):
+        """Outputs, and the statistics that batch norm used."""
+        theta, used = iter(theta), []
+        for number in range(len(self.hidden)):
+            rows = matmul(rows, next(theta))
             if self.batch_norm:
-                streams = _normalise(streams, next(theta), next(theta))
+                moments = given and given[2 * number : 2 * number + 2]
+                rows, moments = _normalise(rows, next(theta), next(theta), moments)
+                used += moments
             else:
                 bias = next(theta)
-                streams = [affine_rows(rows, paddle.ones_like(bias), bias) for rows in streams]
-            streams = [nn.functional.relu(rows) for rows in streams]
+                rows = affine_rows(rows, paddle.ones_like(bias), bias)
+            rows = nn.functional.relu(rows)
         weight, bias = theta
-        return matmul(streams[0], weight) + bias
+        return matmul(rows, weight) + bias, used
 
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Theta laid out as `parameters()`, with a leading T."""
@@ -171,12 +189,11 @@ class MLP(nn.Layer):
         return [p.unsqueeze(1) if p.ndim == 2 else p for p in chosen]
 
 
-def _normalise(streams, scale, shift):
-    """Batch norm of several (T, N, C) with the statistics of the last of them."""
-    count = streams[-1].shape[1]
-    mean = sum_rows(streams[-1]) / count
+def _normalise(rows, scale, shift, moments):
+    """Batch norm of (T, N, C) with its own mean and variance or others; also returns these."""
+    count = rows.shape[1]
+    mean = moments[0] if moments else sum_rows(rows) / count
     # Deviations first: rows * scale + (shift - mean * scale) would cancel where a unit is nearly constant.
-    streams = [affine_rows(rows, paddle.ones_like(mean), -mean) for rows in streams]
-    variance = sum_rows(streams[-1] * streams[-1]) / count
-    scale = scale * paddle.rsqrt(variance + EPSILON)
-    return [affine_rows(rows, scale, shift) for rows in streams]
+    rows = affine_rows(rows, paddle.ones_like(mean), -mean)
+    variance = moments[1] if moments else sum_rows(rows * rows) / count
+    return affine_rows(rows, scale * paddle.rsqrt(variance + EPSILON), shift), [mean, variance]

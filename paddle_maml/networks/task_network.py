@@ -14,7 +14,7 @@ class TaskNetwork(Protocol):
     """A network that is computed for T tasks side by side, each with parameters of its own.
 
     *theta* is a list of tensors (T, ...): what the inner loop adapts, laid out as the network likes it.
-    `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network` makes one.
+    `Conv4` and `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network` makes one.
 
     Attributes:
         theta_names: the parameter that each tensor of theta holds.
@@ -39,9 +39,18 @@ class TaskNetwork(Protocol):
     def initial(self, tasks: int) -> list[paddle.Tensor]:
         """theta_0, the network's own parameters for each task: differentiable by them."""
 
-    def outputs(self, prepared: Any, theta: list[paddle.Tensor], statistics_of: Any = None) -> paddle.Tensor:
-        """Outputs (T, N, ...). Batch norm uses the statistics of these inputs, or those of others that were
-        prepared; then there are no gradients."""
+    def outputs(
+        self, prepared: Any, theta: list[paddle.Tensor], statistics: list[paddle.Tensor] | None = None
+    ) -> paddle.Tensor:
+        """Outputs (T, N, ...). Batch norm uses the statistics of these inputs, or those that are given; then
+        there are no gradients."""
+
+    def statistics(self, prepared: Any, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
+        """What batch norm uses for these inputs, tensors (T, ...) for `outputs`; constants."""
+
+    def neutral_statistics(self) -> list[paddle.Tensor] | None:
+        """Statistics of one task, (1, ...), that batch norm changes nothing by; None where they are not
+        known beforehand."""
 
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Theta as tensors shaped and ordered as the layer's `parameters()`, with a leading T."""

@@ -121,8 +121,8 @@ class Inexact(MLP):
 
     exact = False
 
-    def outputs(self, prepared, theta, statistics_of=None):
-        return Detached.apply(super().outputs(prepared, theta, statistics_of))
+    def outputs(self, prepared, theta, statistics=None):
+        return Detached.apply(super().outputs(prepared, theta, statistics))
 
 
 def test_a_task_network_of_ones_own_is_held_against_differences_too(float64):

@@ -96,7 +96,7 @@ def test_parameters_buffers_and_modes_are_as_before(float64):
     network, before, own = Functional(layer), state(layer), [id(p) for p in layer.parameters()]
     x = random(2, 5, 3)
     network.outputs(x, of_tasks(network))
-    network.outputs(x, of_tasks(network), statistics_of=x)
+    network.outputs(x, of_tasks(network), statistics=[x])
     with pytest.raises(ZeroDivisionError), network.using(of_tasks(network, 1)):
         raise ZeroDivisionError
     assert [id(p) for p in layer.parameters()] == own
@@ -116,7 +116,7 @@ def test_batch_norm_with_the_statistics_of_other_inputs(float64):
     hidden, of = linear(x[0]), linear(other[0])
     variance = of.var(axis=0, unbiased=False)
     expected = (hidden - of.mean(axis=0)) / paddle.sqrt(variance + layer[1]._epsilon)
-    outputs = network.outputs(x, network.initial(1), statistics_of=other)
+    outputs = network.outputs(x, network.initial(1), statistics=[other])
     np.testing.assert_allclose(outputs[0].numpy(), expected.numpy(), rtol=1e-10)
 
 

@@ -135,9 +135,10 @@ def test_statistics_of_other_inputs(float64):
     hold the others' moments."""
     net = network(True, hidden=(9,))
     x, others = (paddle.to_tensor(inputs(1, n, FEATURES, seed=n)) for n in (IMAGES, 5))
-    theta, prepared, of_others = net.initial(1), net.prepare(x), net.prepare(others)
+    theta, prepared = net.initial(1), net.prepare(x)
+    own, of_others = net.statistics(prepared, theta), net.statistics(net.prepare(others), theta)
     plain = net.outputs(prepared, theta).numpy()
-    np.testing.assert_allclose(net.outputs(prepared, theta, prepared).numpy(), plain, rtol=1e-12)
+    np.testing.assert_allclose(net.outputs(prepared, theta, own).numpy(), plain, rtol=1e-12)
     twin = stock(net, net.parameters())
     hidden = F.linear(others[0], net.linear1.weight, net.linear1.bias)
     twin[2]._mean.set_value(hidden.mean(axis=0))

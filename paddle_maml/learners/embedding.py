@@ -1,0 +1,59 @@
+"""Learners whose network makes an embedding of an input, with the same parameters for every task."""
+
+from __future__ import annotations
+
+import paddle
+from paddle import nn
+
+from .base import Learner
+
+
+class EmbeddingLearner(Learner):
+    """A learner that adapts no parameter of its network.
+
+    In training batch norm has the statistics of all inputs of an episode. In testing it has by default those
+    of the population, as Ioffe & Szegedy 2015 (algorithm 2) take them: the mean over training batches, which
+    `settle` takes, so that an answer does not depend on the other query inputs. "query" is what training has.
+
+    A network of the user's own that keeps batch norm to itself has no such statistics: "query" is then all
+    there is.
+
+    Args:
+        net, loss, chunk, optimizer: as of `Learner`.
+    """
+
+    STATISTICS = ("population", "query")
+
+    def __init__(self, net: nn.Layer, loss="cross-entropy", chunk: int | None = None, optimizer=None):
+        super().__init__(net, loss, chunk, optimizer)
+        population = self.network.neutral_statistics()
+        if population is None:
+            self.STATISTICS = ("query",)
+        for number, tensor in enumerate(population or []):
+            self.register_buffer(f"population_{number}", tensor)
+
+    @property
+    def transductive(self) -> bool:
+        return self.STATISTICS[0] == "query" and self.network.batch_statistics
+
+    def settle(self, *batch) -> None:
+        """Take the population's statistics from the inputs of training tasks: the arrays of a batch with an
+        axis of inputs, (T, N, ...), which come before their labels."""
+        if not self._buffers:
+            return
+        inputs = paddle.concat([self._inputs(x) for x in batch[::2]], axis=1)
+        totals = None
+        with paddle.no_grad():
+            for x in inputs.split(inputs.shape[0]):
+                found = self.network.statistics(self.network.prepare(x), self.network.initial(1))
+                totals = found if totals is None else [total + own for total, own in zip(totals, found)]
+        for buffer, total in zip(self._buffers.values(), totals):
+            buffer.set_value(total / inputs.shape[0])
+
+    def embed(self, x: paddle.Tensor, statistics: str = "query") -> paddle.Tensor:
+        """Embeddings (T, N, ...) of inputs (T, N, ...), differentiable by the network's parameters unless the
+        statistics are the population's."""
+        tasks, population = x.shape[0], None
+        if statistics == "population":
+            population = [tensor.expand([tasks, *tensor.shape[1:]]) for tensor in self._buffers.values()]
+        return self.network.outputs(self.network.prepare(x), self.network.initial(tasks), population)
