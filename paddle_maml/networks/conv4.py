@@ -199,9 +199,9 @@ class Conv4(nn.Layer):
     def neutral_statistics(self) -> list[paddle.Tensor]:
         """Statistics of one task that batch norm changes nothing by."""
         taps, dtype = TAPS * self.in_channels, self.parameters()[0].dtype
-        zeros, ones = paddle.zeros([1, 1, self.width], dtype), paddle.ones([1, 1, self.width], dtype)
         first = [paddle.zeros([1, 1, taps], dtype), paddle.eye(taps, dtype=dtype).unsqueeze(0)]
-        return first + [zeros, ones] * (BLOCKS - 1)
+        others = [make([1, 1, self.width], dtype) for make in (paddle.zeros, paddle.ones) * (BLOCKS - 1)]
+        return first + others
 
     def _embeddings(self, prepared, theta, given):
         """Embeddings, and the statistics that batch norm used."""

@@ -60,8 +60,8 @@ def test_loss_and_gradient_are_pytorchs(float64):
         losses.append(torch.nn.functional.cross_entropy(logits, labels))
         hits.append((logits.argmax(dim=1) == labels).double().mean())
     sum(losses).div(2).backward()
-    assert float(loss) == pytest.approx(float(sum(losses)) / 2, rel=1e-12)
-    assert float(accuracy) == pytest.approx(float(sum(hits)) / 2)
+    assert float(loss) == pytest.approx(sum(losses).item() / 2, rel=1e-12)
+    assert float(accuracy) == pytest.approx(sum(hits).item() / 2)
     np.testing.assert_allclose(layer.weight.grad.numpy(), weight.grad.numpy(), atol=1e-12)
     np.testing.assert_allclose(layer.bias.grad.numpy(), 0, atol=1e-12)
 
