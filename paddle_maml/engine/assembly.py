@@ -31,7 +31,7 @@ from ..networks.mlp import MLP
 from .device import cores, processor, select_device
 from .settings import SECOND_ORDER, WITH_STEPS, Settings, flag
 
-# Numbers of an embedding where the network does not decide it, as many as the four blocks give of 28x28 pixels.
+# Numbers of an embedding where the network does not decide it, as the four blocks give of 28x28 pixels.
 EMBEDDING = 64
 
 
@@ -254,11 +254,15 @@ def environment(device: str) -> dict:
 
 def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part: str) -> dict:
     """A result of `evaluate` with what it was measured on."""
-    steps = {} if settings.learner not in WITH_STEPS else {
-        "inner_steps": settings.steps_at_test,
-        "inner_lr": settings.inner_lr,
-        "learn_inner_lr": settings.learn_inner_lr,
-    }
+    steps = (
+        {}
+        if settings.learner not in WITH_STEPS
+        else {
+            "inner_steps": settings.steps_at_test,
+            "inner_lr": settings.inner_lr,
+            "learn_inner_lr": settings.learn_inner_lr,
+        }
+    )
     return {
         "learner": settings.learner,
         "dataset": images.name,

@@ -666,8 +666,6 @@ def features(
     x = first_block(prepared, *packed[:3], statistics=given[0], threads=threads)
     used = [prepared.mean.unsqueeze(1), prepared.covariance]
     for number in range(1, len(given)):
-        x, own = block(
-            x, *packed[3 * number : 3 * number + 3], prepared.pool, given[number], threads
-        )
+        x, own = block(x, *packed[3 * number : 3 * number + 3], prepared.pool, given[number], threads)
         used += [own.mean.unsqueeze(1), own.variance.unsqueeze(1)]
     return x, used if statistics is None else statistics

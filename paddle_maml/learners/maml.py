@@ -249,9 +249,9 @@ class MetaLearner(Learner):
             x_spt, y_spt, x_qry: as for `meta_loss`.
             steps: inner steps; `inner_steps` by default.
             statistics: what batch norm knows when it classifies: "query" (the default), the whole query set,
-                as everywhere else here and in the published protocols; "support", the support set and no query input;
-                "one", the support set and the one query input that is classified (Nichol et al. 2018, section
-                6.1, "non-transductive").
+                as everywhere else here and in the published protocols; "support", the support set and no
+                query input; "one", the support set and the one query input that is classified (Nichol et al.
+                2018, section 6.1, "non-transductive").
 
         Returns:
             Outputs, such as logits, an array (T, N, n_way), or (N, n_way) of one task.

@@ -14,7 +14,8 @@ class TaskNetwork(Protocol):
     """A network that is computed for T tasks side by side, each with parameters of its own.
 
     *theta* is a list of tensors (T, ...): what the inner loop adapts, laid out as the network likes it.
-    `Conv4` and `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network` makes one.
+    `Conv4` and `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network`
+    makes one.
 
     Attributes:
         theta_names: the parameter that each tensor of theta holds.

@@ -1,11 +1,11 @@
-"""The prototypical network: its loss and gradient by hand and against PyTorch, and whose statistics answer."""
+"""The prototypical network: its loss and gradient, and whose statistics answer."""
 
 import numpy as np
-import pytest
-import paddle_maml  # noqa: F401 - before Paddle
 import paddle
+import pytest
 from paddle import nn
 
+import paddle_maml  # noqa: F401 - before Paddle
 from paddle_maml.learners.prototypical import PrototypicalLearner, prototypes, squared_distances
 from paddle_maml.networks.conv4 import Conv4
 
@@ -29,7 +29,7 @@ def episode(random, tasks=2, n_way=3, k_shot=2, k_query=4, shape=(2,)):
 
 
 def test_two_parameters_by_hand(float64):
-    """One image a class, two classes: logits -(w1 dx)^2 - (w2 dy)^2, whose loss and gradient are elementary."""
+    """One image a class, two classes: logits -(w1 dx)^2 - (w2 dy)^2."""
     learner = PrototypicalLearner(Scaled([1.5, -0.5]))
     x_spt, x_qry = np.array([[0.0, 0.0], [1.0, 2.0]]), np.array([[0.25, 0.5]])
     loss, accuracy = learner.meta_loss(x_spt, np.array([0, 1]), x_qry, np.array([0]))
@@ -56,7 +56,7 @@ def test_loss_and_gradient_are_pytorchs(float64):
     for task in range(2):
         embed = [torch.tensor(x[task]) @ weight + bias for x in (x_spt, x_qry)]
         centres = torch.stack([embed[0][y_spt[task] == label].mean(dim=0) for label in range(3)])
-        logits, labels = -torch.cdist(embed[1], centres) ** 2, torch.tensor(y_qry[task])
+        logits, labels = -(torch.cdist(embed[1], centres) ** 2), torch.tensor(y_qry[task])
         losses.append(torch.nn.functional.cross_entropy(logits, labels))
         hits.append((logits.argmax(dim=1) == labels).double().mean())
     sum(losses).div(2).backward()
@@ -77,13 +77,15 @@ def test_uneven_shots_and_a_label_without_an_input(float64):
 
 @pytest.mark.parametrize("native", [True, False])
 def test_population_answers_do_not_depend_on_companions(native, monkeypatch):
-    """After `settle` an answer is the same alone and among others, by the kernel and by Paddle's operators."""
+    """After `settle` an answer is the same alone and among others."""
     if not native:
         monkeypatch.setattr("paddle_maml.kernels.native.usable", lambda *arguments: False)
     paddle.seed(1)
     learner = PrototypicalLearner(Conv4(width=16, image_size=16))
     random = np.random.RandomState(0)
-    task = [a.astype(np.float32 if a.dtype == float else np.int64) for a in episode(random, shape=(1, 16, 16))]
+    task = [
+        a.astype(np.float32 if a.dtype == float else np.int64) for a in episode(random, shape=(1, 16, 16))
+    ]
     before = learner.predict(*task[:3])
     learner.settle(*task)
     x_spt, y_spt, x_qry, y_qry = task
@@ -111,7 +113,9 @@ def test_statistics_of_one_batch_are_what_training_had():
 def test_settled_statistics_are_kept_with_the_weights():
     first, second = (PrototypicalLearner(Conv4(width=16, image_size=16)) for _ in range(2))
     random = np.random.RandomState(0)
-    task = [a.astype(np.float32 if a.dtype == float else np.int64) for a in episode(random, shape=(1, 16, 16))]
+    task = [
+        a.astype(np.float32 if a.dtype == float else np.int64) for a in episode(random, shape=(1, 16, 16))
+    ]
     first.settle(*task)
     second.set_state_dict(first.state_dict())
     assert (first.predict(*task[:3]) == second.predict(*task[:3])).all()
