@@ -1,12 +1,12 @@
 """Image files as they come: what is opened, how much of it is decoded, and what becomes of the pixels.
 
 - A path is resolved, links included, and must be a regular file then; a FIFO or a device is never opened.
-- PNG, JPEG, BMP and WebP are told by their content. The size that the header gives is looked at before a pixel
-  is decoded: at most `PIL.Image.MAX_IMAGE_PIXELS` pixels, and `MOST_SIDE` in a row or a column.
-- The picture is what a viewer shows: turned as its EXIF entry says, white where it is transparent, 8 of 16 bits
-  a channel, the first frame of several. Colour profiles are ignored. Nothing is inverted.
-- It is resized to a square with Pillow's Lanczos filter, which weighs all pixels under an output pixel. The whole
-  picture is kept, and not its proportions: so the code of Finn et al. 2017 makes miniImageNet.
+- PNG, JPEG, BMP and WebP are told by their content. The size that the header gives is looked at before a
+  pixel is decoded: at most `PIL.Image.MAX_IMAGE_PIXELS` pixels, and `MOST_SIDE` in a row or a column.
+- The picture is what a viewer shows: turned as its EXIF entry says, white where it is transparent, 8 of 16
+  bits a channel, the first frame of several. Colour profiles are ignored. Nothing is inverted.
+- It is resized to a square with Pillow's Lanczos filter, which weighs all pixels under an output pixel. The
+  whole picture is kept, and not its proportions: so the code of Finn et al. 2017 makes miniImageNet.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ def read_image(
 
 
 def open_image(path: str | Path, within: str | Path | None = None) -> Image.Image:
-    """The decoded picture in an image file, of mode "L" or "RGB"; arguments and errors as for `read_image`."""
+    """The decoded picture in an image file, of mode "L" or "RGB"; arguments and errors as for
+    `read_image`."""
     data = _read_regular(path, within)
     try:
         with _opened(data) as image:
@@ -71,7 +72,7 @@ def open_image(path: str | Path, within: str | Path | None = None) -> Image.Imag
             if width * height > (Image.MAX_IMAGE_PIXELS or width * height) or max(image.size) > MOST_SIDE:
                 raise UnusableImage(path, f"has {width}x{height} pixels, which are too many")
             if image.format == "PNG":
-                image.verify()  # decoding skips some checksums; this looks at all, and leaves the image unusable
+                image.verify()  # decoding skips some checksums; afterwards the image is used up
         with _opened(data) as image:
             image.load()
             return as_seen(image)
@@ -87,8 +88,8 @@ def open_image(path: str | Path, within: str | Path | None = None) -> Image.Imag
 
 
 def to_array(image: Image.Image, channels: int, image_size: int | None = None) -> np.ndarray:
-    """A Pillow image of any mode as uint8 (channels, H, W), 1 channel or 3; resized to a square as above where
-    `image_size` is given."""
+    """A Pillow image of any mode as uint8 (channels, H, W), 1 channel or 3; resized to a square as above
+    where `image_size` is given."""
     if channels not in (1, 3):
         raise UserError(f"channels is {channels}, but must be 1 or 3.")
     image = as_seen(image).convert("L" if channels == 1 else "RGB")
@@ -127,7 +128,8 @@ def is_inside(path: str | Path, folder: str | Path) -> bool:
 
 
 def _opened(data):
-    """A Pillow image whose header alone was read. Of its size this module judges, and not Pillow's warning."""
+    """A Pillow image whose header alone was read. Of its size this module judges, and not Pillow's
+    warning."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         return Image.open(io.BytesIO(data), formats=FORMATS)
