@@ -57,8 +57,9 @@ def _train(arguments):
 
 # The settings that matter to an evaluation, and the options that are named differently there.
 _EVALUATED = """
-    dataset data_dir split_rule preprocessing n_way k_shot learner network hidden batch_norm architecture
-    width image_size inner_lr adapted test_inner_steps test_episodes test_k_query seed device chunk
+    dataset data_dir split_rule split_seed preprocessing n_way k_shot learner network hidden batch_norm
+    architecture width image_size in_channels inner_lr adapted test_inner_steps test_episodes test_k_query
+    seed device chunk
 """.split()
 _EVAL_OPTIONS = {
     "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
@@ -82,8 +83,8 @@ def _evaluate(arguments):
     add("--weights", metavar="PATH", help=text)
     text = "instead of --weights: weights that come with the library, such as 5way-1shot"
     add("--pretrained", metavar="NAME", help=text)
-    text = "classes to draw episodes from (default test)"
-    add("--split", dest="part", choices=("train", "val", "test"), default="test", help=text)
+    text = "classes to draw episodes from (default test); all: as of a folder that training has not seen"
+    add("--split", dest="part", choices=("train", "val", "test", "all"), default="test", help=text)
     text = (
         "instead: a table of what one accuracy leaves out (batch statistics, inner steps and rates, classes "
         "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
@@ -98,6 +99,8 @@ def _evaluate(arguments):
     folder = asked["analyse"]
     if folder == "":
         raise UserError("--analyse is '', which is not a folder; name one.")
+    if folder and asked["part"] == "all":
+        raise UserError("--split is all, but --analyse compares with validation classes: leave it out.")
     if folder:
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
+from ..data.images import ImageSet
 from ..engine.analysis import analyse, write_analysis
 from ..engine.assembly import (
     choose_device,
@@ -14,6 +15,7 @@ from ..engine.assembly import (
     load_images,
     make_learner,
     own_network_may_fail,
+    require_classes,
     require_own_network,
 )
 from ..engine.evaluation import evaluate
@@ -25,7 +27,16 @@ from ..errors import UserError
 from ..report.tables import analysis_table, evaluation_table, write_json
 
 # The settings that make a network.
-NETWORK = ("learner", "network", "hidden", "batch_norm", "architecture", "width", "image_size")
+NETWORK = (
+    "learner",
+    "network",
+    "hidden",
+    "batch_norm",
+    "architecture",
+    "width",
+    "image_size",
+    "in_channels",
+)
 
 
 def run(asked: dict, given: dict) -> None:
@@ -40,8 +51,12 @@ def run(asked: dict, given: dict) -> None:
 def _run(asked, name, weights, origin, settings):
     part = asked["part"]
     device = choose_device(settings)
-    parts, rule = load_images(settings)
-    learner = make_learner(settings, parts[part])
+    if part == "all" and not settings.of_folder:
+        raise UserError(f"--split is all, but the dataset is {settings.dataset}, no folder: name a part.")
+    parts, rule = load_images(settings, announce=print)
+    images = ImageSet.joined(parts.values()) if part == "all" else parts[part]
+    require_classes(settings, {part: images}, "add classes, or take those of all parts with --split all")
+    learner = make_learner(settings, images)
     load_weights(learner, weights)
     seen = classes_trained_on(origin, settings, part) if part != "train" else 0
     if seen:
@@ -51,8 +66,9 @@ def _run(asked, name, weights, origin, settings):
         )
     elif seen is None:
         print(
-            "Note: it is not known which classes these weights were trained on, as of any file of weights "
-            "on its own; if on classes of this split, their accuracy on it says little."
+            "Note: it is not known whether these weights were trained on classes of this split, as of any "
+            "file of weights on its own, and of another folder; if they were, their accuracy on it says "
+            "little."
         )
     regression = settings.dataset == "sinusoid"
     if asked["analyse"] and settings.learner not in WITH_STEPS:
@@ -62,14 +78,14 @@ def _run(asked, name, weights, origin, settings):
         )
     if asked["analyse"]:
         study, table = (analyse_sinusoids, regression_table) if regression else (analyse, analysis_table)
-        analysis, pictures = study(learner, settings, parts[part], parts["val"], announce=_announce)
+        analysis, pictures = study(learner, settings, images, parts["val"], announce=_announce)
         print(table(analysis))
-        about = {"dataset": parts[part].name, "split_rule": rule, "split": part}
+        about = {"dataset": images.name, "split_rule": rule, "split": part}
         report = {"analysis": {**about, **analysis}}
     else:
-        episodes = evaluation_episodes(settings, parts[part])
+        episodes = evaluation_episodes(settings, images)
         result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
-        report = {"evaluation": describe(result, settings, parts[part], rule, part)}
+        report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
     report.update(
         weights=name or os.path.abspath(weights),
@@ -108,6 +124,7 @@ def _settings(origin, given):
     here = {"device": Settings.device, "test_episodes": Settings.test_episodes}
     settings = settings_from_dict({**trained.as_dict(), **here, **given})
     settings.refuse_without_effect(given)
+    settings = settings.with_whole_path()
     if settings.learn_inner_lr and "inner_lr" in given:
         raise UserError(
             f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."

@@ -65,7 +65,8 @@ def _settings(given):
     settings = settings_from_preset(**given)
     stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
     if not stored:
-        return settings, False
+        return settings.with_whole_path(), False
     assembly.require_own_network(stored, given)
     here = {"device": Settings.device, **({"processes": None} if launched() else {})}
-    return settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder}), True
+    settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
+    return settings.with_whole_path(), True

@@ -9,8 +9,8 @@ draws.py:
    for each label in order: the quarter turns, counter-clockwise, of all images of this class; a character
    therefore never appears under two rotations. Then for each label in order: choose(images of the class,
    k_shot + k_query); the first k_shot are its support images, the others its query images.
-5. Order. Both sets are sorted by label, images of a label in the order drawn. Input value: v / 255 * 2 - 1 in
-   float32.
+5. Order. Both sets are sorted by label, images of a label in the order drawn. With crops or flips they are
+   then changed by the rule of augmentation.py. Input value: v / 255 * 2 - 1 in float32.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 from paddle.io import Dataset
 
 from ..errors import UserError
+from .augmentation import change, changes_of
 from .draws import MAX_EPISODES, SeededTasks
 from .images import ImageSet, alphabet_of
 from .preprocessing import rotate, to_network_input
@@ -41,6 +42,8 @@ class EpisodeBuilder(SeededTasks):
             one.
         length: number of episodes, `len()` of the data set.
         within_alphabet: take all classes of an episode from one alphabet, see `alphabet_of`.
+        crops: move each image a little, see augmentation.py.
+        flips: mirror each image, or not, see augmentation.py.
 
     Raises:
         UserError: a number that is not positive, more ways than classes, a class with too few images.
@@ -56,13 +59,15 @@ class EpisodeBuilder(SeededTasks):
         rotations: bool = False,
         length: int = MAX_EPISODES,
         within_alphabet: bool = False,
+        crops: bool = False,
+        flips: bool = False,
     ):
         super().__init__(seed, length, n_way=n_way, k_shot=k_shot, k_query=k_query)
         if isinstance(images, ImageSet):
             self.classes, self.images = images.classes, images.images
         else:
             self.classes, self.images = tuple(f"class {i}" for i in range(len(images))), images
-        self.rotations = bool(rotations)
+        self.rotations, self.crops, self.flips = bool(rotations), bool(crops), bool(flips)
         self._check_images()
         self._alphabets = self._group_by_alphabet() if within_alphabet else None
 
@@ -86,6 +91,7 @@ class EpisodeBuilder(SeededTasks):
                 "lower it."
             )
         needed, shape = self.k_shot + self.k_query, self.images[0].shape[1:]
+        few = [number for number, images in enumerate(self.images) if len(images) < needed]
         for name, images in zip(self.classes, self.images):
             if images.ndim != 4 or images.shape[1:] != shape:
                 raise UserError(
@@ -93,9 +99,10 @@ class EpisodeBuilder(SeededTasks):
                     f"{shape} as the first class."
                 )
             if len(images) < needed:
+                others = f" ({len(few)} classes have too few)" if len(few) > 1 else ""
                 raise UserError(
-                    f"{name} has {len(images)} images, fewer than k_shot + k_query = {needed}: lower one of "
-                    "them."
+                    f"{name} has {len(images)} images, fewer than k_shot + k_query = {needed}{others}: lower "
+                    "one of them, or leave such classes out."
                 )
         if self.rotations and shape[1] != shape[2]:
             raise UserError(f"Rotations need square images, not {shape[1]}x{shape[2]}.")
@@ -117,9 +124,10 @@ class EpisodeBuilder(SeededTasks):
         for number, quarter_turns, chosen in self.draw(index):
             images = self.images[number][chosen]
             sets.append(rotate(images, quarter_turns) if quarter_turns else images)
+        changes = changes_of(self.seed, index) if self.crops or self.flips else None
         return (
-            *self._finish([images[: self.k_shot] for images in sets]),
-            *self._finish([images[self.k_shot :] for images in sets]),
+            *self._finish([images[: self.k_shot] for images in sets], changes),
+            *self._finish([images[self.k_shot :] for images in sets], changes),
         )
 
     def draw(self, index: int) -> list[tuple[int, int, list[int]]]:
@@ -137,8 +145,9 @@ class EpisodeBuilder(SeededTasks):
             for number, quarter_turns in zip(classes, turns)
         ]
 
-    def _finish(self, images):
+    def _finish(self, images, changes):
         x = np.concatenate(images)
+        x = change(x, changes, self.crops, self.flips) if changes else x
         x = to_network_input(x) if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
         return x, np.repeat(np.arange(self.n_way, dtype=np.int64), len(images[0]))
 

@@ -23,11 +23,14 @@ class ImageSet:
         classes: names, such as "Alphabet/characterNN".
         images: uint8 or floating point (classes, drawers, C, H, W), distorted copies counted as drawers; or a
             list of (drawers, C, H, W) where classes differ in size.
+        listing_sha256: digest of the files that the set was made from, "" for sets of other origin than a
+        folder.
     """
 
     name: str
     classes: tuple[str, ...]
     images: np.ndarray | list
+    listing_sha256: str = ""
 
     @classmethod
     def from_labelled(
@@ -111,7 +114,15 @@ class ImageSet:
         images = (
             self.images[chosen] if isinstance(self.images, np.ndarray) else [self.images[i] for i in chosen]
         )
-        return ImageSet(self.name, tuple(classes), images)
+        return ImageSet(self.name, tuple(classes), images, self.listing_sha256)
+
+    @classmethod
+    def joined(cls, sets: Iterable[ImageSet]) -> ImageSet:
+        """The classes of several sets, which have none in common, as one set of the first one's name."""
+        sets = list(sets)
+        classes = tuple(name for one in sets for name in one.classes)
+        images = [images for one in sets for images in one.images]
+        return cls(sets[0].name, classes, images, sets[0].listing_sha256)
 
 
 def alphabet_of(class_name: str) -> str:

@@ -165,7 +165,7 @@ def load_omniglot(
     sources = _find(data_dir, download)
     key = f"{CACHE_VERSION} {preprocessing} {image_size} {distortions} {_identity(sources)}"
     name = f"omniglot-{preprocessing}-{image_size}{f'-distorted-{distortions}' if distortions else ''}.npz"
-    folders = [Path(cache_dir)] if cache_dir is not None else [folder / "cache" for folder in _own_folders()]
+    folders = [Path(cache_dir)] if cache_dir is not None else [folder / "cache" for folder in own_folders()]
     for folder in folders:
         images = _read_cache(folder / name, key)
         if images is not None:
@@ -184,7 +184,7 @@ def digest(images: np.ndarray) -> str:
 # Finding
 
 
-def _own_folders():
+def own_folders() -> list[Path]:
     """Where downloads and caches may go, in order of preference: `data/` of a clone, the user's cache
     folder."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "paddle_maml"
@@ -194,7 +194,7 @@ def _own_folders():
 def _find(data_dir, download):
     """The two zips or folders, or the one zip, that hold Omniglot."""
     given = data_dir or os.environ.get("OMNIGLOT_DIR")
-    folders = [Path(given).expanduser()] if given else [*_own_folders(), *_mounts()]
+    folders = [Path(given).expanduser()] if given else [*own_folders(), *_mounts()]
     for folder in folders:
         sources = _sources_in(folder)
         if len(sources) == 2 or sources and sources[0].stem not in PARTS:
@@ -206,7 +206,7 @@ def _find(data_dir, download):
         )
     if given or not download:
         raise UserError(f"There is no Omniglot in {', '.join(map(str, folders))}: {_advice(folders[0])}.")
-    return _download(_own_folders())
+    return _download(own_folders())
 
 
 def _mounts():

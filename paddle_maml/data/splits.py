@@ -11,6 +11,7 @@ import random
 from typing import Collection
 
 from ..errors import UserError
+from .draws import Draws, philox_words
 from .images import alphabet_of
 from .omniglot import BACKGROUND, EVALUATION, class_names
 
@@ -75,6 +76,30 @@ def _synthetic(classes):
     fifth = max(1, len(alphabets) // 5)
     cuts = alphabets[: -2 * fifth], alphabets[-2 * fifth : -fifth], alphabets[-fifth:]
     return tuple([name for name in sorted(classes) if alphabet_of(name) in part] for part in cuts)
+
+
+# The index of the words that divide classes: no episode has it.
+_DIVISION = 2**64 - 1
+
+
+def split_by_seed(classes: Collection[str], seed: int) -> dict[str, list[str]]:
+    """Divides classes of any names at random, into 60, 20 and 20 %.
+
+    The rule, complete enough to make the same split in any language; choose and words are those of draws.py:
+    the names, sorted by code points, in the order choose(n, n) with the words of the key (seed, 2**64 - 1);
+    the first n // 5 are for testing, the next n // 5 for validation, the others for training.
+
+    Args:
+        classes: names, each once, in any order.
+        seed: 0 .. 2**64 - 1.
+
+    Returns:
+        {"train": [...], "val": [...], "test": [...]}, each sorted.
+    """
+    names, fifth = sorted(classes), len(classes) // 5
+    order = [names[i] for i in Draws(philox_words(seed, _DIVISION)).choose(len(names), len(names))]
+    cuts = order[2 * fifth :], order[fifth : 2 * fifth], order[:fifth]
+    return {part: sorted(cut) for part, cut in zip(PARTS, cuts)}
 
 
 RULES = {"competition": _competition, "vinyals": _vinyals, "synthetic": _synthetic}

@@ -16,6 +16,7 @@ import numpy as np
 import paddle
 
 from ..data.episodes import EpisodeBuilder
+from ..data.folder import load_folder
 from ..data.images import ImageSet
 from ..data.omniglot import load_omniglot
 from ..data.sinusoid import Sinusoids
@@ -59,23 +60,34 @@ def load_kernel(settings: Settings, device: str, announce: Callable[[str], None]
     return native.problem(announce) if wanted else None
 
 
-def load_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:
+def load_images(
+    settings: Settings, announce: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, ImageSet], str]:
     """The classes of each part of the split.
 
     Args:
         settings: `Settings`.
+        announce: takes the summary of a folder of images.
     Returns:
         (parts, rule): dict from "train", "val" and "test" to `ImageSet` or `Sinusoids`, and the name of the
             split's rule.
     """
-    return _load(settings, distortions=0)
+    return _load(settings, 0, announce)
 
 
-def load_training_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:
+def load_training_images(
+    settings: Settings, announce: Callable[[str], None] = lambda text: None
+) -> tuple[dict[str, ImageSet], str]:
     """As `load_images`, and the classes of "train" have their distorted copies, which follow the drawers' own
-    images."""
-    parts, rule = _load(settings, settings.distortions)
-    if not settings.distortions:
+    images.
+
+    Raises:
+        UserError: as `load_folder`; a part of a folder has fewer classes than an episode.
+    """
+    distortions = 0 if settings.of_folder else settings.distortions
+    parts, rule = _load(settings, distortions, announce)
+    require_classes(settings, parts, "add classes, or divide them in train/, val/ and test/")
+    if not distortions:
         return parts, rule
     for part in ("val", "test"):
         images = parts[part]
@@ -84,9 +96,31 @@ def load_training_images(settings: Settings) -> tuple[dict[str, ImageSet], str]:
     return parts, rule
 
 
-def _load(settings, distortions):
+def require_classes(settings: Settings, parts: dict[str, ImageSet], way_out: str) -> None:
+    """UserError if a part of a folder of images, by name, has fewer classes than an episode; it ends with
+    what to do about it."""
+    for part, images in parts.items() if settings.of_folder else ():
+        if len(images.classes) < settings.n_way:
+            counts = ", ".join(f"{name} {len(images.classes)}" for name, images in parts.items())
+            raise UserError(
+                f"n_way is {settings.n_way}, but {part} has {len(images.classes)} classes of {images.name} "
+                f"({counts}): lower it, {way_out}."
+            )
+
+
+def _load(settings, distortions, announce):
     if settings.dataset == "sinusoid":
         return {part: Sinusoids(part) for part in PARTS}, "seeds"
+    if settings.of_folder:
+        folder = load_folder(
+            settings.folder,
+            settings.image_size,
+            settings.in_channels,
+            settings.split_seed,
+            settings.trains_on,
+        )
+        announce(folder.summary)
+        return folder.parts, folder.rule
     how = {
         "preprocessing": settings.preprocessing,
         "image_size": settings.image_size,
@@ -209,9 +243,14 @@ def multi_step_weights(iteration: int, period: int, inner_steps: int) -> list[fl
 
 def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
     """The `EpisodeBuilder` of training, of an `ImageSet`."""
-    n_way = settings.train_n_way or settings.n_way
-    settings = dataclasses.replace(settings, n_way=n_way)
-    return _episodes(settings, images, settings.k_query, rotations=settings.rotations)
+    return _episodes(
+        dataclasses.replace(settings, n_way=settings.train_n_way or settings.n_way),
+        images,
+        settings.k_query,
+        rotations=settings.rotations,
+        crops=settings.random_crops,
+        flips=settings.random_flips,
+    )
 
 
 def evaluation_episodes(settings: Settings, images: ImageSet, **options: bool) -> EpisodeBuilder:

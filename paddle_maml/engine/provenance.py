@@ -9,6 +9,7 @@ import typing
 from pathlib import Path
 from typing import Iterator
 
+from ..data.folder_listing import list_folder
 from ..data.omniglot import class_names
 from ..data.splits import OMNIGLOT_RULES, split_classes
 from ..errors import UserError
@@ -31,6 +32,7 @@ class Origin(typing.NamedTuple):
     # What their run trains on (`Settings.trains_on`), and what the weights that it started from were trained
     # on; or UNKNOWN.
     trained_on: list
+    listing_sha256: str = ""  # of a run on a folder of images: `ImageSet.listing_sha256`
 
 
 def origin_of(settings: Settings, stored: dict) -> Origin:
@@ -38,7 +40,8 @@ def origin_of(settings: Settings, stored: dict) -> Origin:
     ones do not say what the weights that they started from were trained on."""
     names = stored.get("trained_on", [UNKNOWN] if stored.get("start_sha256") else [])
     sound = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return Origin(settings, sorted({settings.trains_on, *(names if sound else [UNKNOWN])}))
+    trained_on = sorted({settings.trains_on, *(names if sound else [UNKNOWN])})
+    return Origin(settings, trained_on, stored.get("listing_sha256") or "")
 
 
 def names() -> list[str]:
@@ -98,8 +101,10 @@ def classes_trained_on(origin: Origin | None, settings: Settings, part: str) -> 
     Args:
         origin: the `Origin` of the weights; None if it is not known.
         settings: `Settings` that say which split is meant.
-        part: "val" or "test".
+        part: "val", "test", or of a folder "all".
     """
+    if settings.of_folder:
+        return _classes_of_folder_trained_on(origin, settings, part)
 
     def trains_on(**changes):
         return dataclasses.replace(settings, **changes).trains_on
@@ -114,6 +119,21 @@ def classes_trained_on(origin: Origin | None, settings: Settings, part: str) -> 
     # Drawn characters are none of Omniglot's, and always divided in the same way; sinusoids likewise.
     sure = known <= {*rules, trains_on(dataset="synthetic"), trains_on(dataset="sinusoid")}
     return len(seen.intersection(held_back)) or (0 if sure else None)
+
+
+def _classes_of_folder_trained_on(origin, settings, part):
+    """As `classes_trained_on`: it is known of weights that saw the images of this folder alone, drawn
+    characters aside. Classes of the same name in another folder may be others, and those of another name the
+    same."""
+    if origin is None or set(origin.trained_on) - {"synthetic"} != {origin.settings.trains_on}:
+        return None
+    listing = list_folder(settings.folder)
+    if origin.listing_sha256 != listing.digest():
+        return None
+    seen = listing.divided(origin.settings.split_seed)[0]["train"]
+    own = listing.divided(settings.split_seed)[0]
+    tested = {name for of, names in own.items() if part in (of, "all") for name in names}
+    return len(tested.intersection(seen))
 
 
 def start_weights(settings: Settings) -> tuple[str | None, Origin | None]:
@@ -140,10 +160,11 @@ def start_weights(settings: Settings) -> tuple[str | None, Origin | None]:
                 )
         seen = sum(classes_trained_on(origin, settings, part) or 0 for part in ("val", "test"))
         if seen:
+            split = f"seed {settings.split_seed}" if settings.of_folder else settings.split_rule
             raise UserError(
                 f"{flag('start_from')} is {settings.start_from!r}, but these weights were trained on {seen} "
-                f"classes that the split {settings.split_rule} holds back for validation and test: start "
-                "from weights of that split."
+                f"classes that the split {split} holds back for validation and test: start from weights of "
+                "that split."
             )
     return weights, origin
 

@@ -82,12 +82,18 @@ class RunFolder:
         weights, best, moments, states = (os.path.join(path, name) for name in checkpoint.FILES)
         stored, settings = checkpoint.read_states(states)
         self._refuse_other_settings(settings)
-        stored = {**stored, "trained_on": origin_of(settings, stored).trained_on}
+        listing = trainer.state.listing_sha256
+        stored = {"listing_sha256": "", **stored, "trained_on": origin_of(settings, stored).trained_on}
         for field in dataclasses.fields(trainer.state):
             value = stored.get(field.name)
             if type(value) is not type(getattr(trainer.state, field.name)):
                 raise UserError(f"{states} is damaged: {field.name} is {value!r}.")
             setattr(trainer.state, field.name, value)
+        if trainer.state.listing_sha256 != listing:
+            raise UserError(
+                f"The images in {self.settings.folder} are not those that the run in {self.path} was started "
+                "with, by their names and sizes: put those back, or start a new run."
+            )
         done = trainer.state.iteration
         if done > self.settings.iterations:
             raise UserError(
@@ -172,6 +178,7 @@ class RunFolder:
                 "iteration": state.best_iteration,
             },
             "start_sha256": state.start_sha256 or None,
+            "listing_sha256": state.listing_sha256 or None,
             "trained_on": state.trained_on,
             "iterations": state.iteration,
             "training_seconds": round(state.seconds, 1),
@@ -201,6 +208,8 @@ class RunFolder:
         now = self.settings
         for field in dataclasses.fields(Settings):
             old, new = (getattr(settings, field.name) for settings in (before, now))
+            if field.name == "dataset" and before.of_folder and now.of_folder:
+                continue  # a folder may have moved: `restore` looks at what is in it
             if old != new and not field.metadata["may_change"]:
                 old, new = ("none" if value is None else value for value in (old, new))
                 raise UserError(

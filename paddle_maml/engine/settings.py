@@ -20,6 +20,9 @@ from .presets import PRESETS
 # What is typed for None, where a preset or the run that is resumed has a value.
 NOTHING = "none"
 
+# "folder" alone stands in presets for one that the user is to name.
+DATASETS, FOLDER = ("omniglot", "synthetic", "sinusoid", "folder"), "folder:"
+
 
 def _setting(default, help, unit="", check=None, may_change=False):
     """A dataclass field.
@@ -70,6 +73,11 @@ def _units(text):
     return None if sound else "must be whole numbers from 1 to 99999 with commas between them"
 
 
+def _dataset(text):
+    known = text in DATASETS or (text.startswith(FOLDER) and text != FOLDER)
+    return None if known else f"must be {', '.join(DATASETS)}, or folder:PATH for a folder of your own images"
+
+
 def _network(text):
     known = text in ("conv4", "mlp") or re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*", text)
     return None if known else "must be conv4, mlp, or MODULE:FUNCTION for a network of your own"
@@ -93,6 +101,12 @@ _OF_LEARNERS = {
 }
 
 _OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
+_OF_IMAGES = (
+    "rotations random_crops random_flips distortions n_way image_size in_channels preprocessing split_rule "
+    "split_seed data_dir"
+).split()
+_OF_FOLDER = ("split_seed", "in_channels")
+_OF_OMNIGLOT = "split_rule preprocessing distortions data_dir".split()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,12 +117,11 @@ class Settings:
         "omniglot-5way-1shot", "named set of settings to start from; further options override it"
     )
 
-    dataset: str = _choice(
-        "omniglot; synthetic: drawn characters that need no download; or sinusoid: the regression of Finn et "
-        "al. 2017",
+    dataset: str = _setting(
         "omniglot",
-        "synthetic",
-        "sinusoid",
+        "omniglot; synthetic: drawn characters that need no download; folder:PATH: images of your own, in a "
+        "folder for each class; or sinusoid: the regression of Finn et al. 2017",
+        check=_dataset,
     )
     data_dir: str = _setting(
         None,
@@ -121,11 +134,22 @@ class Settings:
         "competition",
         "vinyals",
     )
+    split_seed: int = _number(
+        0,
+        "decides which classes of a folder are for train, val and test, unless it has folders of these names",
+        "",
+        0,
+        2**64 - 1,
+    )
     preprocessing: str = _choice("rule that shrinks the 105x105 drawings", "competition", "antialias")
     rotations: bool = _setting(
         False,
         "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)",
     )
+    random_crops: bool = _setting(
+        False, "training images moved at random by up to a tenth of their side, the edge repeated"
+    )
+    random_flips: bool = _setting(False, "training images mirrored at random, left to right")
     distortions: int = _number(
         0,
         "distorted copies of each training image, which count as further images of its class (after Koch et "
@@ -164,6 +188,7 @@ class Settings:
     )
     width: int = _number(64, "channels of each convolution", "channels", 1, 4096)
     image_size: int = _number(28, "height and width of the network's input", "pixels", 16, 512)
+    in_channels: int = _choice("channels of the images of a folder: 1, grey, or 3, colour", 1, 3)
 
     start_from: str = _setting(
         None,
@@ -276,6 +301,8 @@ class Settings:
                 (name, self.learner not in learners, f"the learner is {self.learner}")
                 for name, learners in _OF_LEARNERS.items()
             ),
+            *((name, self.of_folder, "the images are your own") for name in _OF_OMNIGLOT),
+            *((name, not self.of_folder, "the dataset is no folder") for name in _OF_FOLDER),
         ):
             if useless and name in given and given[name] != getattr(Settings, name):
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
@@ -295,6 +322,8 @@ class Settings:
         if self.start_from and os.path.dirname(self.start_from):
             # A path, and no name of weights that come with the library: it must not look like one.
             local["start_from"] = _in_runs(self.start_from)
+        if self.of_folder:
+            local["dataset"] = self.trains_on
         # Named, so that runs of one preset do not get in each other's way, and that others can start from
         # them.
         folder = _in_runs(self.run_folder)
@@ -319,8 +348,30 @@ class Settings:
     @property
     def trains_on(self) -> str:
         """The data set and the rule that divides its classes, such as "omniglot competition": it says which
-        classes training sees."""
-        return f"{self.dataset} {self.split_rule}" if self.dataset == "omniglot" else self.dataset
+        classes training sees. A folder has its name and not its path, "folder:birds"."""
+        if self.dataset == "omniglot":
+            return f"{self.dataset} {self.split_rule}"
+        return FOLDER + os.path.basename(self.folder) if self.dataset.startswith(FOLDER) else self.dataset
+
+    @property
+    def of_folder(self) -> bool:
+        """Whether the images are the user's own."""
+        return self.dataset.split(":")[0] == "folder"
+
+    @property
+    def folder(self) -> str:
+        """The absolute path of the folder of images; raises UserError where none is named."""
+        if not self.dataset.startswith(FOLDER):
+            raise UserError(
+                f"{flag('dataset')} is {self.dataset}, but which folder of images is not said: name it, as "
+                f"in {flag('dataset')} folder:PATH."
+            )
+        return os.path.abspath(os.path.expanduser(self.dataset[len(FOLDER) :]))
+
+    def with_whole_path(self) -> Settings:
+        """The same settings with the absolute path of the folder of images, where they are of one; raises
+        UserError where none is named."""
+        return dataclasses.replace(self, dataset=FOLDER + self.folder) if self.of_folder else self
 
     @property
     def own_network(self) -> bool:

@@ -59,11 +59,12 @@ def train(settings: Settings) -> dict:
     settings.check()
     if settings.visualdl:
         require_visualdl()
-    device = choose_device(settings, announce=print if started_rank() == 0 else lambda line: None)
+    announce = print if started_rank() == 0 else lambda line: None
+    device = choose_device(settings, announce)
     ranks = Ranks.join()
     if ranks.leads:
         refuse_other_run(settings)
-    parts, rule = load_training_images(settings)
+    parts, rule = load_training_images(settings, announce)
     stop = StopRequest()
     try:
         with stop, own_network_may_fail(settings):
@@ -110,6 +111,7 @@ SETTLED = 8
 class State:
     """What a checkpoint holds beside weights and moments."""
 
+    listing_sha256: str = ""  # of a folder of images: `ImageSet.listing_sha256`
     start_sha256: str = ""  # of the file of weights that the run started from
     trained_on: list = dataclasses.field(default_factory=list)  # as in `provenance.Origin`
     iteration: int = 0  # meta-iterations done
@@ -160,7 +162,8 @@ class Trainer:
     """
 
     def __init__(self, settings: Settings, parts: dict[str, ImageSet], ranks: Ranks = ALONE):
-        self.settings, self.ranks, self.state = settings, ranks, State()
+        self.settings, self.ranks = settings, ranks
+        self.state = State(listing_sha256=parts["train"].listing_sha256)
         paddle.seed(settings.seed)
         self.learner = make_learner(settings, parts["train"])
         self.optimizer, self.schedule = make_optimizer(settings, self.learner)

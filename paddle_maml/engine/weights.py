@@ -96,7 +96,7 @@ def _check_shape(path, name, array, tensor):
         raise UserError(
             f"{path} belongs to another network: {name} has shape {shape} in the file, but "
             f"{list(tensor.shape)} here; check dataset, network, n_way, width, hidden, image_size, "
-            "architecture and inner_steps."
+            "in_channels, architecture and inner_steps."
         )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")

@@ -108,7 +108,7 @@ def test_eval_analyses_a_run(tmp_path, capsys):
     by_statistics, by_steps = analysis["accuracy_by_batch_statistics"], analysis["accuracy_by_inner_steps"]
     assert len(by_statistics) == 3 and len(by_steps) == 11 and len(analysis["accuracy_by_rate_factor"]) == 5
     # The same by the library's functions; the run adapts with 2 steps.
-    weights, (settings, _) = provenance.find_weights(str(run))
+    weights, (settings, *_) = provenance.find_weights(str(run))
     parts, _ = assembly.load_images(settings)
     learner, builder = (
         assembly.make_learner(settings, parts["test"]),

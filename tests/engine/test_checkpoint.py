@@ -444,7 +444,8 @@ def test_a_bit_that_changed_is_noticed(tmp_path, name):
         {"steps": 0},
         {"iteration": 1, "settings": settings},
     )
-    assert provenance.find_weights(str(tmp_path))[1] == (settings_from_preset("quickstart"), ["synthetic"])
+    origin = provenance.find_weights(str(tmp_path))[1]
+    assert (origin.settings, origin.trained_on) == (settings_from_preset("quickstart"), ["synthetic"])
     file = os.path.join(path, name)
     with open(file, "rb") as opened:
         data = bytearray(opened.read())

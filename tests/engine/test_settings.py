@@ -156,3 +156,28 @@ def test_help_explains_every_setting():
 def test_sizes_that_would_fill_the_memory_are_refused(name, value):
     with pytest.raises(UserError, match=f"{name} is {value}, but must be at most"):
         settings_from_preset("quickstart", **{name: value})
+
+
+def test_a_folder_is_named_in_reports_and_its_place_is_not():
+    settings = settings_from_preset("folder-5way-1shot", dataset="folder:/home/me/birds/", split_seed=2)
+    assert settings.folder == "/home/me/birds" and settings.trains_on == "folder:birds"
+    assert settings.with_whole_path().dataset == "folder:/home/me/birds"
+    command = settings.command()
+    assert command == "python train.py --preset folder-5way-1shot --dataset folder:birds --split-seed 2"
+    assert parse(*command.split()[2:]) == settings.portable()
+
+
+def test_a_folder_of_images_must_be_named(monkeypatch):
+    unnamed = settings_from_preset("folder-5way-1shot")
+    with pytest.raises(UserError, match="--dataset is folder, but which folder .* --dataset folder:PATH"):
+        unnamed.with_whole_path()
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert parse("--dataset=folder:~/birds").folder == "/home/someone/birds"
+    assert settings_from_preset(dataset="synthetic").with_whole_path().dataset == "synthetic"
+
+
+def test_miniimagenets_protocol():
+    settings = settings_from_preset("folder-5way-1shot")
+    assert (settings.image_size, settings.in_channels, settings.width, settings.order) == (84, 3, 32, 2)
+    assert (settings.inner_steps, settings.steps_at_test, settings.inner_lr) == (5, 10, 0.05)
+    assert (settings.meta_batch, settings.k_query, settings.iterations) == (4, 15, 60000)

@@ -518,7 +518,7 @@ def test_who_changes_a_preset_that_starts_from_weights_learns_how_to_decline_the
     tmp_path, monkeypatch, changes
 ):
     drawn = assembly.load_training_images(tiny(tmp_path, k_query=1))
-    monkeypatch.setattr(training, "load_training_images", lambda settings: drawn)
+    monkeypatch.setattr(training, "load_training_images", lambda *_: drawn)
     with pytest.raises(UserError, match="; --start-from none begins with fresh weights[.]$"):
         training.train(
             settings_from_preset(
@@ -548,7 +548,7 @@ def test_weights_of_fewer_classes_are_refused(finished, tmp_path):
 
 def test_weights_that_know_the_classes_held_back_are_refused(finished, tmp_path, monkeypatch):
     parts, rule = assembly.load_training_images(tiny(tmp_path))
-    monkeypatch.setattr(training, "load_training_images", lambda settings: (parts, rule))
+    monkeypatch.setattr(training, "load_training_images", lambda *_: (parts, rule))
     held_back = {
         "dataset": "omniglot",
         "split_rule": "vinyals",

@@ -38,7 +38,7 @@ def shelf(run, tmp_path, monkeypatch):
 def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
     run, folder = shelf
     assert pretrained.names() == ["tiny"]
-    path, (settings, trained_on), card = pretrained.look_up("tiny")
+    path, (settings, trained_on, *_), card = pretrained.look_up("tiny")
     report = json.loads((run / "report.json").read_text())
     assert (
         card["test"] == report["test"]
