@@ -1,8 +1,8 @@
 """The arithmetic of a 3x3 convolution of many tasks side by side: gathers of rows and matrix products, a
 portion at a time.
 
-`Convolution` is what operators.py makes a twice differentiable operator of. It has two kinds:
-`StridedConvolution` here, and in winograd.py the one before a max-pool.
+`Convolution` is what operators.py makes a twice differentiable operator of. Winograd's algorithm in the same
+operators took 0.77 to 0.79 of a meta-iteration's time, and twice the code: it is left to the kernel in C.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import paddle
 from paddle import Tensor
 
-from .windows import TAPS, Windows
+from .windows import CORNERS, TAPS, Windows
 
 # Rows that are gathered and multiplied at once. On a CPU a compromise, measured: fewer would stay in the
 # cache from the gather to the last use, more would need fewer calls. On a GPU calls count, and the bound only
@@ -53,27 +53,31 @@ class Portion(typing.NamedTuple):
 
 
 class Convolution:
-    """3x3, padding 1, without bias. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps
-    in reading order, the channels of a tap together.
+    """3x3, padding 1, without bias: one product of the pixels under the kernel with the taps, as it is
+    defined. Activations are rows (T, N * H * W, C); weights (T, 9 * C, D), the taps in reading order, the
+    channels of a tap together.
 
-    Its *maps* are its output for a portion, (tasks, n, D), a row a pixel in an order of its own, in which
-    there may be rows that are no pixel
-    of the output: `sums` leaves them out, and `corners` has those that are pooled.
+    Its *maps* are its output for a portion, (tasks, pixels, D), a row a pixel, in the order of the pieces of
+    `Windows`.
 
     Args:
+        height, width: the input map, in pixels.
+        pool: whether a 2x2 max-pool follows; then the stride is 1, else 2.
+
+    Attributes:
         pixels: of one image's output, before a pooling.
         out_size: height and width, after the pooling if there is one.
-        gathered: input rows that the output for one image is computed from, repetitions counted: they decide
-            how large a portion is.
     """
 
-    def __init__(self, pixels: int, out_size: tuple[int, int], gathered: int):
-        self.pixels, self.out_size = pixels, out_size
-        self._gathered = gathered
+    def __init__(self, height: int, width: int, pool: bool):
+        self._windows = Windows(height, width, pool)
+        size = self._windows.conv_size
+        self.pixels = int(np.prod(size))
+        self.out_size = (size[0] // 2, size[1] // 2) if pool else size
 
     def groups(self, tasks: int, images: int) -> list[list[Portion]]:
         """Lists of portions, each list with all images of the same tasks."""
-        each = self._gathered * images
+        each = TAPS * self.pixels * images
         limit = CPU_PORTION_ROWS if paddle.get_device() == "cpu" else GPU_PORTION_ROWS
         together = max(1, limit // each)
         parts = -(-each // limit)
@@ -83,17 +87,13 @@ class Convolution:
             for t in range(0, tasks, together)
         ]
 
-    def transform(self, weight: Tensor, for_gradient: bool = False) -> Tensor:
-        """A weight (T, 9 * C, D) as `output` takes it or, on request, as `gradient` does: (T, ...)."""
-        raise NotImplementedError
-
-    def transpose_transform(self, by_weight: Tensor) -> Tensor:
-        """From the gradient by the weight as `gradient` takes it, to that by the weight, (T, 9 * C, D)."""
-        raise NotImplementedError
-
     def output(self, portion: Portion, factors: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
-        """The maps of a portion, summed over factors, each (rows, weight as `transform` returns it)."""
-        raise NotImplementedError
+        """The maps of a portion, summed over factors, each (rows, weight)."""
+        total = None
+        for rows, weight in factors:
+            windows = self._under_the_kernel(portion, rows, images)
+            total = add_in_place(total, paddle.matmul(windows, weight[portion.start : portion.end]))
+        return total
 
     def gradient(
         self, portion: Portion, terms: list[tuple[Tensor, Tensor, Tensor]], images: int
@@ -101,88 +101,69 @@ class Convolution:
         """The two gradients for a portion, summed over terms.
 
         Args:
-            terms: each (the gradient of the maps, the weight as `transform` returns it for this, the input
-                rows).
+            terms: each (the gradient of the maps, the weight, the input rows).
 
         Returns:
-            By the input (tasks, images * H * W, C), and by the weight as it was taken.
+            By the input (tasks, images * H * W, C), and by the weight (tasks, 9 * C, D).
         """
-        raise NotImplementedError
+        by_rows, by_weight = None, None
+        for grad, weight, rows in terms:
+            windows = self._under_the_kernel(portion, rows, images)
+            by_weight = add_in_place(by_weight, paddle.matmul(windows, grad, transpose_x=True))
+            back = self._back_pooled if self._windows.pool else self._back_strided
+            by_rows = add_in_place(by_rows, back(portion, grad, weight[portion.start : portion.end]))
+        return by_rows, by_weight
 
     def corners(self, maps: Tensor, portion: Portion) -> list[Tensor]:
         """The four corners of the pooling windows: copies (tasks, pooled pixels, D), in reading order, that
         may be overwritten; without pooling the maps themselves."""
-        return [maps]
+        if not self._windows.pool:
+            return [maps]
+        # Not slices: those are views with gaps, which every later operator would copy anew, slowly.
+        return paddle.split(maps, self._pieces(portion), axis=1)[:CORNERS]
 
     def from_corners(self, corners: list[Tensor], portion: Portion) -> Tensor:
         """The transpose of `corners`: zeros where no pooling window is."""
-        return corners[0]
+        if not self._windows.pool:
+            return corners[0]
+        tasks, _, depth = corners[0].shape
+        others = [paddle.zeros([tasks, n, depth], corners[0].dtype) for n in self._pieces(portion)[CORNERS:]]
+        return paddle.concat(corners + others, axis=1)
 
-    def sums(self, maps: Tensor, portion: Portion) -> Tensor:
-        """Sums over the pixels of the output: (tasks, 1, D)."""
-        return column_sums(maps)
-
-
-class StridedConvolution(Convolution):
-    """Of stride 2, with no pooling: one product of the pixels under the kernel with the taps, as it is
-    defined.
-
-    The gradient by the input is gathered from the products of the output's gradient with the taps, at most
-    four for each pixel: as a convolution of the output's gradient it would be nine, most of them with zeros.
-
-    Args:
-        height, width: the input map, in pixels.
-    """
-
-    def __init__(self, height: int, width: int):
-        self._windows = Windows(height, width, pool=False)
-        pixels = int(np.prod(self._windows.conv_size))
-        super().__init__(pixels, self._windows.conv_size, TAPS * pixels)
-
-    def transform(self, weight: Tensor, for_gradient: bool = False) -> Tensor:
-        return weight
-
-    def transpose_transform(self, by_weight: Tensor) -> Tensor:
-        return by_weight
-
-    def output(self, portion: Portion, factors: list[tuple[Tensor, Tensor]], images: int) -> Tensor:
-        total = None
-        for rows, weight in factors:
-            total = add_in_place(
-                total,
-                paddle.matmul(
-                    self._under_the_kernel(portion, rows, images), weight[portion.start : portion.end]
-                ),
-            )
-        return total
-
-    def gradient(
-        self, portion: Portion, terms: list[tuple[Tensor, Tensor, Tensor]], images: int
-    ) -> tuple[Tensor, Tensor]:
-        products, by_weight = None, None
-        for grad, weight, rows in terms:
-            windows = self._under_the_kernel(portion, rows, images)
-            by_weight = add_in_place(by_weight, paddle.matmul(windows, grad, transpose_x=True))
-            # The product of a row of zeros is one, too: where a pixel has fewer uses than others.
-            padded = paddle.concat(
-                [grad, paddle.zeros([portion.tasks, 1, grad.shape[2]], grad.dtype)], axis=1
-            )
-            products = add_in_place(
-                products, paddle.matmul(padded, weight[portion.start : portion.end], transpose_y=True)
-            )
-        channels, by_rows = products.shape[2] // TAPS, None
-        source = products.reshape([-1, channels])
-        for numbers in self._numbers(portion).uses:
-            by_rows = add_in_place(by_rows, paddle.gather(source, numbers))
-        return by_rows.reshape([portion.tasks, -1, channels]), by_weight
+    def _pieces(self, portion):
+        """Pixels of each of the pieces."""
+        pooled = portion.images * int(np.prod(self.out_size))
+        others = portion.images * self.pixels - CORNERS * pooled
+        return [pooled] * CORNERS + ([others] if others else [])
 
     def _under_the_kernel(self, portion, rows, images):
         """(tasks, pixels, 9 * C)."""
         windows = paddle.gather(with_zeros(portion.of(rows, images)), self._numbers(portion).rows)
         return windows.reshape([portion.tasks, -1, TAPS * rows.shape[2]])
 
+    def _back_pooled(self, portion, grad, weight):
+        """The gradient by the input: the convolution of the maps' gradient with the turned kernel."""
+        tasks, rows, depth = weight.shape
+        windows = paddle.gather(with_zeros(grad), self._numbers(portion).back)
+        turned = weight.reshape([tasks, TAPS, -1, depth]).flip(1).transpose([0, 1, 3, 2])
+        return paddle.matmul(
+            windows.reshape([tasks, -1, TAPS * depth]), turned.reshape([tasks, -1, rows // TAPS])
+        )
+
+    def _back_strided(self, portion, grad, weight):
+        """The same, gathered from the products of the maps' gradient with the taps, at most four for each
+        pixel: as a convolution it would be nine, most of them with zeros."""
+        # The product of a row of zeros is one, too: where a pixel has fewer uses than others.
+        padded = paddle.concat([grad, paddle.zeros([portion.tasks, 1, grad.shape[2]], grad.dtype)], axis=1)
+        products, by_rows = paddle.matmul(padded, weight, transpose_y=True), None
+        channels = products.shape[2] // TAPS
+        source = products.reshape([-1, channels])
+        for numbers in self._numbers(portion).back:
+            by_rows = add_in_place(by_rows, paddle.gather(source, numbers))
+        return by_rows.reshape([portion.tasks, -1, channels])
+
     def _numbers(self, portion):
-        return _strided_numbers(self._windows, portion.tasks, portion.images, paddle.get_device())
+        return _numbers(self._windows, portion.tasks, portion.images, paddle.get_device())
 
 
 def column_sums(rows: Tensor) -> Tensor:
@@ -236,22 +217,28 @@ def _window_numbers(windows, images, device):
     ]
 
 
-class _StridedNumbers(typing.NamedTuple):
-    """The numbers of `Windows` for some tasks together, as flat tensors: `rows` of pixels, `uses`, a list, of
-    products with a kernel's taps, where TAPS rows of zeros follow those of each task."""
+class _Numbers(typing.NamedTuple):
+    """Row numbers of `Windows` for some tasks together, as flat tensors.
+
+    rows: of the pixels under the kernel.
+    back: with pooling those of the maps under the turned kernel; without, a list, of the products with the
+        kernel's taps, where TAPS rows of zeros follow those of each task.
+    """
 
     rows: paddle.Tensor
-    uses: list
+    back: paddle.Tensor | list[paddle.Tensor]
 
 
 # Blocks come in few sizes, and the networks of a program have few geometries.
 @functools.lru_cache(maxsize=64)
-def _strided_numbers(windows, tasks, images, device):
-    [rows] = windows.rows(images)
-    uses = windows.uses(images)
-    # Of a task's products `rows.size` are of the windows, and TAPS more, which are zeros, follow.
-    of_task = np.arange(tasks)[:, None] * (rows.size + TAPS)
-    return _StridedNumbers(
-        of_tasks(rows, images * windows.height * windows.width, tasks),
-        [paddle.to_tensor((of_task + numbers).ravel().astype(np.int32)) for numbers in uses],
-    )
+def _numbers(windows, tasks, images, device):
+    rows, size = np.concatenate(windows.rows(images)), images * windows.height * windows.width
+    if windows.pool:
+        back = of_tasks(windows.back(images), size, tasks)
+    else:
+        # Of a task's products `rows.size` are of the windows, and TAPS more, which are zeros, follow.
+        of_task = np.arange(tasks)[:, None] * (rows.size + TAPS)
+        back = [
+            paddle.to_tensor((of_task + numbers).ravel().astype(np.int32)) for numbers in windows.uses(images)
+        ]
+    return _Numbers(of_tasks(rows, size, tasks), back)

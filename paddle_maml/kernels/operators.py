@@ -9,7 +9,7 @@ every PyLayer: name all tensors that need a gradient, or call `backward()`.
 
 Shapes: T tasks side by side, each with its own weights; activations are rows (T, n, C), one row a pixel
 (windows.py); what is one number per task and channel is (T, 1, C). What the convolution computes is in
-convolution.py and winograd.py.
+convolution.py.
 
 What was learned of Paddle on a CPU (one thread, 3.3, microseconds; 980 rows of 64 float32 unless it says
 otherwise):
@@ -319,19 +319,19 @@ class _Convolve(PyLayer):
 
     @staticmethod
     def forward(ctx, rows, weight, convolution, images, differentiable):
-        transformed, count = convolution.transform(weight), images * convolution.pixels
+        count = images * convolution.pixels
         pooled, means, variances, kept = [], [], [], []
         for group in convolution.groups(rows.shape[0], images):
             deviations, choices, shift, total, squares = [], [], None, None, None
             for portion in group:
-                values = convolution.output(portion, [(rows, transformed)], images)
+                values = convolution.output(portion, [(rows, weight)], images)
                 if shift is None:
-                    shift = convolution.sums(values, portion) / (portion.images * convolution.pixels)
+                    shift = column_sums(values) / (portion.images * convolution.pixels)
                 # Deviations from the first portion's mean, because mean(y^2) - mean(y)^2 would cancel where a
                 # map is nearly constant.
                 values = values.subtract_(_repeat(shift, values))
-                total = add_in_place(total, convolution.sums(values, portion))
-                squares = add_in_place(squares, convolution.sums(paddle.square(values), portion))
+                total = add_in_place(total, column_sums(values))
+                squares = add_in_place(squares, column_sums(paddle.square(values)))
                 largest, choice = _pool(convolution.corners(values, portion))
                 if differentiable:
                     deviations.append(values)
@@ -364,21 +364,20 @@ class _ConvolveGradient(PyLayer):
     def forward(ctx, rows, weight, pooled_grad, mean_grad, variance_grad, convolution, images, maps):
         _save(ctx, rows, weight, pooled_grad, mean_grad, variance_grad)
         ctx.context = convolution, images, maps
-        flipped = convolution.transform(weight, for_gradient=True)
         by_rows, by_weight = [], []
         for part in maps:
             total = None
             for portion, grad in _map_gradients(
                 part, pooled_grad, mean_grad, variance_grad, convolution, images
             ):
-                by_input, by_taps = convolution.gradient(portion, [(grad, flipped, rows)], images)
+                by_input, by_taps = convolution.gradient(portion, [(grad, weight, rows)], images)
                 by_rows.append(by_input.flatten(0, 1))
                 total = add_in_place(total, by_taps)
             by_weight.append(total)
         wanted = _gradients(
             ctx,
             lambda: paddle.concat(by_rows).reshape(rows.shape),
-            lambda: convolution.transpose_transform(paddle.concat(by_weight)),
+            lambda: paddle.concat(by_weight),
         )
         return tuple(gradient for gradient in wanted if gradient is not None)
 
@@ -393,19 +392,15 @@ class _ConvolveGradient(PyLayer):
         convolution, images, maps = ctx.context
         # The numbers are those of the equations in README.md. (3): the change of y along (a, b), which are
         # rows_grad and weight_grad.
-        factors = [(rows_grad, convolution.transform(weight)), (rows, convolution.transform(weight_grad))]
-        flipped, flipped_grad = (
-            convolution.transform(weight, for_gradient=True),
-            convolution.transform(weight_grad, for_gradient=True),
-        )
+        factors = [(rows_grad, weight), (rows, weight_grad)]
         count = images * convolution.pixels
         by_rows, by_weight, by_pooled, by_mean, by_variance = [], [], [], [], []
         for part in maps:
             tangents, total, product, taps_total = [], None, None, None
             for portion, values, choice in zip(part.group, part.deviations, part.choices):
                 tangent = convolution.output(portion, factors, images)
-                total = add_in_place(total, convolution.sums(tangent, portion))
-                product = add_in_place(product, convolution.sums(tangent * values, portion))
+                total = add_in_place(total, column_sums(tangent))
+                product = add_in_place(product, column_sums(tangent * values))
                 by_pooled.append(
                     _select(convolution.corners(tangent, portion), choice).flatten(0, 1)
                 )  # overwrites the copies
@@ -419,7 +414,7 @@ class _ConvolveGradient(PyLayer):
                 # (5), then (6)
                 change = tangent.subtract_(_repeat(mean, tangent)).multiply_(_repeat(scale, tangent))
                 by_input, by_taps = convolution.gradient(
-                    portion, [(grad, flipped_grad, rows_grad), (change, flipped, rows)], images
+                    portion, [(grad, weight_grad, rows_grad), (change, weight, rows)], images
                 )
                 by_rows.append(by_input.flatten(0, 1))
                 taps_total = add_in_place(taps_total, by_taps)
@@ -427,7 +422,7 @@ class _ConvolveGradient(PyLayer):
         return _gradients(
             ctx,
             lambda: paddle.concat(by_rows).reshape(rows.shape),
-            lambda: convolution.transpose_transform(paddle.concat(by_weight)),
+            lambda: paddle.concat(by_weight),
             lambda: paddle.concat(by_pooled).reshape(pooled_grad.shape),
             lambda: paddle.concat(by_mean),
             lambda: paddle.concat(by_variance),
@@ -449,7 +444,7 @@ def convolve(
     rows: Tensor, weight: Tensor, convolution: Convolution, images: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """3x3 convolution of `images` images a task, with the statistics that batch norm needs and, with a
-    `PooledConvolution`, 2x2 max-pooling.
+    `Convolution` with pooling, 2x2 max-pooling.
 
     Args:
         rows: (T, images * H * W, C).

@@ -2,7 +2,7 @@
 
 Activations are kept as *rows*: a tensor (T, N * H * W, C) whose row is one pixel of one image with all its
 channels, images and pixels in reading order. A convolution is then a gather of rows and a matrix product
-(convolution.py, winograd.py); padding is one more row, of zeros, after the last. This module only counts.
+(convolution.py); padding is one more row, of zeros, after the last. This module only counts.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 KERNEL = 3
 TAPS = KERNEL * KERNEL
+CORNERS = 4  # pixels of a pooling window
 
 
 def _number(row, column, height, width):
@@ -93,87 +94,11 @@ class Windows:
         table = np.where(number < counts, places[np.minimum(first + number, taps.size - 1)], -1)
         return _in_images(table, images, taps.size)
 
-
-SIDE = 2  # of a tile, in pixels
-CORNERS = SIDE**2
-POSITIONS = (SIDE + KERNEL - 1) ** 2
-
-
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """A map and its convolution of stride 1, cut into tiles that are computed together from the pixels around
-    them.
-
-    A tile is the 2x2 pixels of a pooling window, its *corners*, and takes 4x4 pixels, its *positions*. An
-    odd-sized map has tiles that reach over its edge. Tiles are ordered: first those that lie inside the map,
-    image by image in reading order (they are the pooled map), then the others. The pixels of all tiles are
-    ordered corner by corner, and the positions likewise.
-
-    Args:
-        height, width: the map, in pixels.
-    """
-
-    height: int
-    width: int
-
-    @property
-    def out_size(self) -> tuple[int, int]:
-        """Height and width after the pooling."""
-        return self.height // SIDE, self.width // SIDE
-
-    def tiles(self, images: int) -> int:
-        """Tiles of so many images."""
-        return images * self._grid()[0].size
-
-    def pooled_tiles(self, images: int) -> int:
-        """The first of them, those inside the map."""
-        return images * self.out_size[0] * self.out_size[1]
-
-    def rows(self, images: int) -> np.ndarray:
-        """Rows at the positions of the tiles: int32 (positions, images * tiles); outside is the row after the
-        last."""
-        row, column, _ = self._grid()
-        down, right = np.divmod(np.arange(POSITIONS)[:, None], SIDE + KERNEL - 1)
-        return self._ordered(
-            _number(row * SIDE + down - 1, column * SIDE + right - 1, self.height, self.width), images
-        )
-
-    def rows_in_tile_order(self, images: int) -> np.ndarray:
-        """The same where the rows are the pixels of all tiles."""
-        return np.append(self.reading_order(images), CORNERS * self.tiles(images))[self.rows(images)].astype(
-            np.int32
-        )
-
-    def own_rows(self, images: int) -> np.ndarray:
-        """Rows that are the pixels of the tiles: int32 (corners, images * tiles); outside is the row after
-        the last."""
-        row, column, _ = self._grid()
-        down, right = np.divmod(np.arange(CORNERS)[:, None], SIDE)
-        return self._ordered(
-            _number(row * SIDE + down, column * SIDE + right, self.height, self.width), images
-        )
-
-    def reading_order(self, images: int) -> np.ndarray:
-        """Where each row is among the pixels of the tiles: int32 (images * height * width,)."""
-        own = self.own_rows(images).ravel()
-        places = np.empty(images * self.height * self.width + 1, np.int32)
-        places[own] = np.arange(own.size)
-        return places[:-1]
-
-    def inside(self, images: int) -> np.ndarray:
-        """Which pixels of the tiles are inside the map: bool (corners * images * tiles,)."""
-        return self.own_rows(images).ravel() < images * self.height * self.width
-
-    def _grid(self):
-        """The tiles of one image, in reading order: row, column, and whether the whole tile is inside."""
-        rows, columns = -(-self.height // SIDE), -(-self.width // SIDE)
-        row, column = np.divmod(np.arange(rows * columns), columns)
-        return row, column, (row < self.height // SIDE) & (column < self.width // SIDE)
-
-    def _ordered(self, numbers, images):
-        """Numbers (k, tiles) within one image as (k, images * tiles) in the tiles' order."""
-        _, _, inside = self._grid()
-        return np.concatenate(
-            [_in_images(numbers[:, which], images, self.height * self.width) for which in (inside, ~inside)],
-            axis=1,
-        )
+    def back(self, images: int) -> np.ndarray:
+        """With pooling, for each input pixel in reading order the nine pixels of the maps around it: int32
+        (images * height * width, 9) of rows of the pieces, one after the other."""
+        rows, size = np.concatenate(self.rows(images)), images * self.height * self.width
+        own = rows[:, TAPS // 2]  # the pixel itself lies under the middle of the kernel
+        place = np.append(np.empty(size, np.int32), size).astype(np.int32)
+        place[own] = np.arange(size)
+        return place[rows[place[:size]]]

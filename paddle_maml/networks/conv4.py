@@ -15,9 +15,8 @@ import paddle
 from paddle import nn
 
 from ..kernels import native, operators
-from ..kernels.convolution import StridedConvolution, window_rows
+from ..kernels.convolution import Convolution, window_rows
 from ..kernels.windows import TAPS, Windows
-from ..kernels.winograd import PooledConvolution
 from .plain_conv4 import BLOCKS, EPSILON
 
 
@@ -73,13 +72,12 @@ class Conv4(nn.Layer):
             raise ValueError(f"architecture must be 'pool' or 'stride', not {architecture!r}")
         self.in_channels, self.width = in_channels, width
         self.image_size, self.architecture = image_size, architecture
-        self._windows = Windows(image_size, image_size, pool=architecture == "pool")
+        pool = architecture == "pool"
+        self._windows = Windows(image_size, image_size, pool)
         self._convolutions = []  # that of the first block for its size alone: `_first_block` has the windows
         size = image_size
         for number in range(BLOCKS):
-            self._convolutions.append(
-                (PooledConvolution if architecture == "pool" else StridedConvolution)(size, size)
-            )
+            self._convolutions.append(Convolution(size, size, pool))
             size, _ = self._convolutions[-1].out_size
             if size == 0:
                 raise ValueError(f"image_size {image_size} is too small for four poolings; 16 is the least")

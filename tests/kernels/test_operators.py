@@ -1,14 +1,16 @@
 """Every operator in float64: first and second derivatives against finite differences."""
 
+import functools
+
 import numpy as np
 import paddle
 import pytest
 
 from paddle_maml.kernels import convolution, operators
-from paddle_maml.kernels.convolution import StridedConvolution, window_rows
+from paddle_maml.kernels.convolution import Convolution, window_rows
 from paddle_maml.kernels.windows import Windows
-from paddle_maml.kernels.winograd import PooledConvolution
 
+PooledConvolution, StridedConvolution = (functools.partial(Convolution, pool=pool) for pool in (True, False))
 STEP = 1e-6
 
 
