@@ -747,3 +747,15 @@ def test_under_sanitizers(tmp_path, flags):
     done = subprocess.run([program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip().endswith("shapes")
+
+
+def test_threads_are_the_cores_though_paddle_sets_omp_num_threads(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("PADDLE_MAML_THREADS", raising=False)
+    monkeypatch.delenv("PADDLE_LOCAL_SIZE", raising=False)
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    assert native.cores() == mine
+    monkeypatch.setenv("PADDLE_LOCAL_SIZE", str(mine + 1))  # more processes than cores
+    assert native.cores() == 1
+    monkeypatch.setenv("PADDLE_MAML_THREADS", "3")
+    assert native.cores() == 3
