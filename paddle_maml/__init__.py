@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "MAML": "networks.conv4",
     "MetaLearner": "learners.maml",
+    "ReptileLearner": "learners.reptile",
     "MLP": "networks.mlp",
     "twice_differentiable": "networks.twice_differentiable",
     "EpisodeBuilder": "data.episodes",

@@ -15,6 +15,7 @@ from typing import Callable, Iterator
 import numpy as np
 import paddle
 
+from ..data.draws import MAX_EPISODES, Draws, philox_words
 from ..data.episodes import EpisodeBuilder
 from ..data.folder import load_folder
 from ..data.images import ImageSet
@@ -27,6 +28,7 @@ from ..kernels import native
 from ..learners.base import Learner
 from ..learners.maml import MetaLearner
 from ..learners.prototypical import PrototypicalLearner
+from ..learners.reptile import ReptileLearner
 from ..networks.conv4 import MAML, Conv4
 from ..networks.mlp import MLP
 from .device import cores, processor, select_device
@@ -140,6 +142,17 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
     net = make_network(settings, images)
     if settings.learner == "prototypical":
         return PrototypicalLearner(net, chunk=settings.chunk)
+    if settings.learner == "reptile":
+        return ReptileLearner(
+            net,
+            inner_steps=settings.inner_steps,
+            inner_lr=settings.inner_lr,
+            inner_optimizer=settings.inner_optimizer,
+            inner_batch=settings.inner_batch,
+            test_inner_batch=settings.test_inner_batch,
+            chunk=settings.chunk,
+            loss=settings.loss,
+        )
     return MetaLearner(
         net,
         inner_steps=settings.inner_steps,
@@ -212,17 +225,23 @@ def require_own_network(stored: Settings, given: dict) -> None:
 
 def make_optimizer(
     settings: Settings, learner: Learner
-) -> tuple[paddle.optimizer.Adam, paddle.optimizer.lr.LRScheduler | None]:
-    """Adam for a learner, the meta-optimizer, and its schedule, None where the rate is constant."""
-    schedule = None
+) -> tuple[paddle.optimizer.Optimizer, paddle.optimizer.lr.LRScheduler | None]:
+    """The meta-optimizer of a learner, and its schedule, None where the rate is constant."""
+    schedule, course = None, paddle.optimizer.lr
     if settings.meta_lr_schedule == "cosine":
-        schedule = paddle.optimizer.lr.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+        schedule = course.CosineAnnealingDecay(settings.meta_lr, T_max=settings.iterations)
+    elif settings.meta_lr_schedule == "linear":
+        schedule = course.PolynomialDecay(settings.meta_lr, settings.iterations, end_lr=0.0)
     rate = schedule or settings.meta_lr
-    return paddle.optimizer.Adam(learning_rate=rate, parameters=learner.parameters()), schedule
+    kind = paddle.optimizer.SGD if settings.learner == "reptile" else paddle.optimizer.Adam
+    return kind(learning_rate=rate, parameters=learner.parameters()), schedule
 
 
 def meta_loss_options(settings: Settings, iteration: int) -> dict:
     """The options of the learner's `meta_loss` in a meta-iteration."""
+    if settings.learner == "reptile":
+        # Words that no episode of the seed has.
+        return {"draws": Draws(philox_words(settings.seed, MAX_EPISODES + iteration))}
     if settings.learner not in SECOND_ORDER:
         return {}
     order = 1 if iteration < settings.first_order_iterations else settings.order

@@ -73,6 +73,36 @@ _PROTOTYPICAL = dict(
     iterations=10000,
 )
 
+# Nichol et al. 2018, table of appendix A ("comparison between all algorithms") and the commands of their code:
+# the same for 1-shot and 5-shot, 10 training images a class. They have 100,000 and 200,000 meta-iterations of
+# 5 tasks; 6 take two processes no longer.
+_REPTILE = dict(
+    learner="reptile",
+    inner_optimizer="adam",
+    rotations=True,
+    meta_batch=6,
+    meta_lr=1.0,
+    meta_lr_schedule="linear",
+    test_inner_steps=50,
+    val_every=5000,
+    log_every=100,
+    checkpoint_every=1000,
+)
+_REPTILE_5WAY = dict(
+    _REPTILE, n_way=5, inner_steps=5, inner_lr=0.001, inner_batch=10, test_inner_batch=5, iterations=100000
+)
+_REPTILE_20WAY = dict(
+    _REPTILE,
+    n_way=20,
+    inner_steps=10,
+    inner_lr=0.0005,
+    inner_batch=20,
+    test_inner_batch=10,
+    iterations=60000,
+    val_episodes=100,
+    test_episodes=600,
+)
+
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
     # because it learns faster per episode.
@@ -124,6 +154,10 @@ PRESETS = {
     "prototypical-5way-5shot": dict(_PROTOTYPICAL, n_way=5, k_shot=5),
     "prototypical-20way-1shot": dict(_PROTOTYPICAL, n_way=20, k_shot=1, test_episodes=600),
     "prototypical-20way-5shot": dict(_PROTOTYPICAL, n_way=20, k_shot=5, test_episodes=600),
+    "reptile-5way-1shot": dict(_REPTILE_5WAY, k_shot=1, k_query=9),
+    "reptile-5way-5shot": dict(_REPTILE_5WAY, k_shot=5, k_query=5),
+    "reptile-20way-1shot": dict(_REPTILE_20WAY, k_shot=1, k_query=9),
+    "reptile-20way-5shot": dict(_REPTILE_20WAY, k_shot=5, k_query=5),
     "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
     "mlp-5way-5shot": dict(
         _MLP, k_shot=5, k_query=5, start_from="mlp-5way-1shot", iterations=8000, val_every=1000

@@ -216,7 +216,7 @@ class RunFolder:
                     f"{flag(field.name)} is {new}, but the run in {self.path} was started with {old}; a "
                     "resumed run cannot change it."
                 )
-        if now.meta_lr_schedule == "cosine" and now.iterations != before.iterations:
+        if now.meta_lr_schedule != "constant" and now.iterations != before.iterations:
             raise UserError(
                 f"{flag('iterations')} is {now.iterations}, but the meta rate of the run in {self.path} "
                 f"falls to 0 at {before.iterations}; a resumed run cannot change it: train further in "

@@ -98,6 +98,7 @@ _OF_LEARNERS = {
     **dict.fromkeys(["inner_steps", "inner_lr", "test_inner_steps"], WITH_STEPS),
     "adapted": ("maml",),
     "train_n_way": _EMBED,
+    **dict.fromkeys(["inner_optimizer", "inner_batch", "test_inner_batch"], ("reptile",)),
 }
 
 _OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
@@ -167,10 +168,11 @@ class Settings:
     k_query: int = _number(15, "query images of each class in training", *_IMAGES)
 
     learner: str = _choice(
-        "maml; anil: MAML that adapts the last layer alone; prototypical: the nearest class mean in an "
-        "embedding (docs/learners.md)",
+        "maml; anil: MAML that adapts the last layer alone; reptile: towards the weights that training on a "
+        "task ends with; prototypical: the nearest class mean in an embedding (docs/learners.md)",
         "maml",
         "anil",
+        "reptile",
         "prototypical",
     )
     network: str = _setting(
@@ -201,6 +203,20 @@ class Settings:
     order: int = _choice("1: first-order MAML; 2: exact meta-gradient through the inner steps", 1, 2)
     inner_steps: int = _number(5, "gradient steps on the support set in training", "steps", 1, 1000)
     inner_lr: float = _rate(0.1, "inner learning rate, for the mean support loss")
+    inner_optimizer: str = _choice(
+        "of reptile: what takes the inner steps, sgd, or adam with beta1 = 0", "sgd", "adam"
+    )
+    inner_batch: int = _number(
+        None,
+        "of reptile: images in the mini-batch of an inner step; default: all of the episode in training, the "
+        "support set in validation and test",
+        "images",
+        1,
+        10**6,
+    )
+    test_inner_batch: int = _number(
+        None, "of reptile: the same in validation and test; default: inner_batch", "images", 1, 10**6
+    )
     learn_inner_lr: bool = _setting(
         False, "learn one inner rate for each parameter tensor and step, from inner_lr on (MAML++'s LSLR)"
     )
@@ -227,13 +243,18 @@ class Settings:
 
     meta_batch: int = _number(32, "episodes in a meta-batch", "episodes", 1, 4096)
     iterations: int = _number(
-        10000, "length of training; with a cosine schedule also its period", *_ITERATIONS, True
+        10000, "length of training; with a schedule of meta_lr also its period", *_ITERATIONS, True
     )
-    meta_lr: float = _rate(0.001, "learning rate of Adam, the meta-optimizer")
+    meta_lr: float = _rate(
+        0.001,
+        "learning rate of the meta-optimizer: Adam, or of reptile plain gradient descent (its outer step size)",
+    )
     meta_lr_schedule: str = _choice(
-        "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ too)",
+        "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ too), and so "
+        "does linear (Nichol et al. 2018)",
         "constant",
         "cosine",
+        "linear",
     )
 
     val_every: int = _number(

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
-RATES = "inner_rates"  # learned ones; a file of a network's weights has none, and a learner keeps its own
+# What a learner has learned beside the network's weights; a file of these alone has none, and it keeps its own.
+RATES, MOMENTS = "inner_rates", "second_moment"
 
 
 def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None:
@@ -29,7 +30,8 @@ def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None
             reproduction published, in the order of `net.parameters()`: `.npz` with p00 .. p17, or the
             original pickle of a list of 18 NumPy arrays.
         fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or
-            with other inner steps, where the rates of the last step stand for those of further ones.
+            with other inner steps, where the rates of the last step stand for those of further ones. The
+            second moment of an inner Adam is left out where it does not fit.
     Raises:
         UserError: the file is unreadable, or its parameters are not this network's; names the first that
             differs.
@@ -64,13 +66,16 @@ def _fitted(arrays, own):
         elif name == RATES:
             further = max(0, tensor.shape[0] - len(array))
             arrays[name] = np.concatenate([array[: tensor.shape[0]], *[array[-1:]] * further])
+    if MOMENTS in arrays and np.shape(arrays[MOMENTS]) != tuple(own[MOMENTS].shape if MOMENTS in own else ()):
+        del arrays[MOMENTS]
     return arrays
 
 
 def set_weights(layer: paddle.nn.Layer, arrays: dict, path: str) -> None:
     """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
     names and shapes agree."""
-    own = {name: tensor for name, tensor in layer.state_dict().items() if name in arrays or name != RATES}
+    own = layer.state_dict()
+    own = {name: tensor for name, tensor in own.items() if name in arrays or name not in (RATES, MOMENTS)}
     missing = [name for name in own if name not in arrays]
     surplus = [name for name in arrays if name not in own]
     if missing or surplus:
@@ -84,7 +89,7 @@ def set_weights(layer: paddle.nn.Layer, arrays: dict, path: str) -> None:
 
 def _named(own, arrays, path):
     """Arrays in the order of a network's parameters, by name."""
-    names = [name for name in own if name != RATES]
+    names = [name for name in own if name not in (RATES, MOMENTS)]
     if len(arrays) != len(names):
         raise UserError(f"{path} holds {len(arrays)} arrays, but this network has {len(names)} parameters.")
     return dict(zip(names, arrays))

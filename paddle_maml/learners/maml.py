@@ -14,6 +14,7 @@ out.
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import functools
 from typing import Callable
@@ -171,19 +172,9 @@ class MetaLearner(Learner):
         batch, _ = self._task_set(x_spt, y_spt, x_qry, y_qry)
         if order == 2 and self.hessian == "exact" and not (self.network.exact and self.objective.exact):
             self._hold_against_differences(batch[0][:1], batch[1][:1])
-        tasks, totals = batch[0].shape[0], None
-        for chunk in self._chunks(batch):
-            sums = self._meta_gradient(*chunk, order, step_weights)
-            totals = sums if totals is None else [total + part for total, part in zip(totals, sums)]
-        loss, score, *gradients = [total / tasks for total in totals]
-        # A term of value 0 whose gradient by theta_0 is the meta-gradient: the tape takes it to the
-        # parameters.
-        learned = self.network.initial(1) + ([] if self.inner_rates is None else [self.inner_rates])
-        carriers = [(p * g).sum() for p, g in zip(learned, gradients) if not p.stop_gradient]
-        if carriers:  # there are none under `no_grad`, or where everything is frozen
-            carrier = sum(carriers)
-            loss = loss + (carrier - carrier.detach())
-        return loss, score
+        return self._with_gradient(
+            batch, lambda *chunk: self._meta_gradient(*chunk, order, step_weights), self.inner_rates
+        )
 
     def adapt(self, x_spt, y_spt, steps: int | None = None) -> list[paddle.Tensor]:
         """Parameters adapted to a support set; the network's own stay as they are.
@@ -199,8 +190,7 @@ class MetaLearner(Learner):
         x_spt, y_spt, single = self._labelled(x_spt, y_spt)
         adapted = []
         for x, y in self._chunks((x_spt, y_spt)):
-            [*_, theta] = self._trajectory(self._set(x, y), self._initial(x.shape[0]), steps)
-            adapted.append(self.network.parameters_of(theta))
+            adapted.append(self.network.parameters_of(_last(self._adaptation(x, y, steps))))
         params = [paddle.concat(parts) for parts in zip(*adapted)]
         return [p.squeeze(0) for p in params] if single else params
 
@@ -232,9 +222,8 @@ class MetaLearner(Learner):
         batch, single = self._task_set(x_spt, y_spt, x_qry, y_qry)
         scores, losses = [], []
         for x_spt, y_spt, x_qry, y_qry in self._chunks(batch):
-            queries, initial = self._queries(x_qry, y_qry), self._initial(x_spt.shape[0])
-            trajectory = self._trajectory(self._set(x_spt, y_spt), initial, steps)
-            by_step = [self._score(theta, queries) for theta in trajectory]
+            queries = self._queries(x_qry, y_qry)
+            by_step = [self._score(theta, queries) for theta in self._adaptation(x_spt, y_spt, steps)]
             scores.append(np.stack([score for score, _ in by_step], axis=1))
             losses.append(np.stack([loss for _, loss in by_step], axis=1))
         scores, losses = np.concatenate(scores), np.concatenate(losses)
@@ -260,7 +249,7 @@ class MetaLearner(Learner):
         batch, single = self._task_set(x_spt, y_spt, x_qry)
         outputs = []
         for x_spt, y_spt, x_qry in self._chunks(batch):
-            [*_, theta] = self._trajectory(self._set(x_spt, y_spt), self._initial(x_spt.shape[0]), steps)
+            theta = _last(self._adaptation(x_spt, y_spt, steps))
             for task in range(x_spt.shape[0]):
                 own = slice(task, task + 1)
                 with paddle.no_grad():
@@ -297,12 +286,16 @@ class MetaLearner(Learner):
 
     def _gradient(self, theta, support, create_graph=False):
         """Gradient of each task's loss by its own parameters (the sum over tasks keeps them apart)."""
+        return self._loss_and_gradient(theta, support, create_graph)[-1]
+
+    def _loss_and_gradient(self, theta, inputs_and_targets, create_graph=False):
+        """The loss of each task, (T,), the outputs, and the gradient."""
         with paddle.enable_grad():
-            loss, _ = self._loss(theta, support)
+            loss, outputs = self._loss(theta, inputs_and_targets)
             if loss.stop_gradient:
                 raise ValueError("the loss does not depend on the parameters of the network")
             gradients = paddle.grad(loss.sum(), theta, create_graph=create_graph, allow_unused=True)
-        return [paddle.zeros_like(p) if g is None else g for p, g in zip(theta, gradients)]
+        return loss, outputs, [paddle.zeros_like(p) if g is None else g for p, g in zip(theta, gradients)]
 
     def _moves(self):
         """Which tensors of theta the inner loop changes."""
@@ -318,15 +311,25 @@ class MetaLearner(Learner):
             rates = self.inner_rates[min(step, self.inner_steps - 1)].tolist()
         return [rate if moved else 0.0 for rate, moved in zip(rates, self._moves())]
 
-    def _trajectory(self, support, theta, steps=None, graphs=None, draws=None, kept=KEPT_GRAPHS):
+    def _adaptation(self, x_spt, y_spt, steps=None):
+        """Yield theta_0 .. theta_steps of the adaptation to support sets."""
+        theta = self._initial(x_spt.shape[0])
+        return self._trajectory(self._set(x_spt, y_spt), theta, self._count(steps))
+
+    def _count(self, steps):
+        """How many inner steps are meant."""
+        steps = self.inner_steps if steps is None else steps
+        if steps < 0:
+            raise ValueError(f"steps must not be negative, not {steps}")
+        return steps
+
+    def _trajectory(self, support, theta, steps, graphs=None, draws=None, kept=KEPT_GRAPHS):
         """Yield theta_0 .. theta_steps: the only inner loop there is.
 
         A dict `graphs` is given the gradients of the `kept` last steps, by step, to be differentiated;
         a dict `draws` the random state before each step, so that dropout can be repeated.
         """
-        theta, steps = leaves(theta), self.inner_steps if steps is None else steps
-        if steps < 0:
-            raise ValueError(f"steps must not be negative, not {steps}")
+        theta = leaves(theta)
         yield theta
         for step in range(steps):
             keep = graphs is not None and step >= steps - kept
@@ -341,15 +344,35 @@ class MetaLearner(Learner):
 
     # -------------------------------------------------------------------------------------- the meta-gradient
 
+    def _with_gradient(self, batch, sums_of, further=None):
+        """Loss and score of a meta-batch, whose `backward()` leaves a given gradient in the parameters.
+
+        Args:
+            batch: arrays of tasks.
+            sums_of: function of those of a chunk to sums over its tasks: loss, score, and the gradient by
+                theta_0 and then by `further`.
+            further: a parameter of the learner's own, or None.
+        """
+        tasks, totals = batch[0].shape[0], None
+        for chunk in self._chunks(batch):
+            sums = sums_of(*chunk)
+            totals = sums if totals is None else [total + part for total, part in zip(totals, sums)]
+        loss, score, *gradients = [total / tasks for total in totals]
+        # A term of value 0 whose gradient by theta_0 is the given one: the tape takes it to the parameters.
+        learned = self.network.initial(1) + ([] if further is None else [further])
+        carriers = [(p * g).sum() for p, g in zip(learned, gradients) if not p.stop_gradient]
+        if carriers:  # there are none under `no_grad`, or where everything is frozen
+            carrier = sum(carriers)
+            loss = loss + (carrier - carrier.detach())
+        return loss, score
+
     def _query_gradient(self, theta, queries):
         """Sums over the tasks of loss and score, and the loss's gradient by theta."""
         losses, scores, gradients = [], [], []
         for part, query in queries:
             own = leaves([p[part] for p in theta])
-            with paddle.enable_grad():
-                loss, outputs = self._loss(own, query)
-                gradient = paddle.grad(loss.sum(), own, allow_unused=True)
-            gradients.append([paddle.zeros_like(p) if g is None else g for p, g in zip(own, gradient)])
+            loss, outputs, gradient = self._loss_and_gradient(own, query)
+            gradients.append(gradient)
             losses.append((loss.detach() + _nan_unless_finite(own)).sum())
             scores.append(self.objective.score(outputs.detach(), query[1]).sum())
         return sum(losses), sum(scores), [paddle.concat(parts) for parts in zip(*gradients)]
@@ -359,7 +382,8 @@ class MetaLearner(Learner):
         support, queries = self._set(x_spt, y_spt), self._queries(x_qry, y_qry)
         graphs, draws = {} if order == 2 and self.hessian == "exact" else None, {}
         kept = max(KEPT_GRAPHS, KEPT_INPUTS // (x_spt.shape[0] * x_spt.shape[1]))
-        thetas = list(self._trajectory(support, self._initial(x_spt.shape[0]), None, graphs, draws, kept))
+        initial = self._initial(x_spt.shape[0])
+        thetas = list(self._trajectory(support, initial, self.inner_steps, graphs, draws, kept))
         loss, score, vector = self._query_gradient(thetas[-1], queries)
         loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
         rate_gradients = []
@@ -488,6 +512,11 @@ def _adapts(names, adapted):
     if not any(chosen):
         raise ValueError(f"adapted chooses none of the parameters {', '.join(names)}")
     return chosen
+
+
+def _last(trajectory):
+    """The last theta; the others are let go on the way."""
+    return collections.deque(trajectory, maxlen=1).pop()
 
 
 @contextlib.contextmanager
