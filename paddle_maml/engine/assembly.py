@@ -15,7 +15,6 @@ from typing import Callable, Iterator
 import numpy as np
 import paddle
 
-from ..data.draws import MAX_EPISODES, Draws, philox_words
 from ..data.episodes import EpisodeBuilder
 from ..data.folder import load_folder
 from ..data.images import ImageSet
@@ -240,8 +239,9 @@ def make_optimizer(
 def meta_loss_options(settings: Settings, iteration: int) -> dict:
     """The options of the learner's `meta_loss` in a meta-iteration."""
     if settings.learner == "reptile":
-        # Words that no episode of the seed has.
-        return {"draws": Draws(philox_words(settings.seed, MAX_EPISODES + iteration))}
+        # A function of seed and iteration alone: a resumed run draws the same, and so does every process.
+        words = [settings.seed % 2**32, settings.seed // 2**32, iteration]
+        return {"draws": np.random.RandomState(words)}
     if settings.learner not in SECOND_ORDER:
         return {}
     order = 1 if iteration < settings.first_order_iterations else settings.order

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # paddle.save adds this entry to a state_dict.
 _PADDLE_NAMES = "StructuredToParameterName@@"
-# What a learner has learned beside the network's weights; a file of these alone has none, and it keeps its own.
+# What a learner has learned beside the network's weights; where a file has these alone, it keeps its own.
 RATES, MOMENTS = "inner_rates", "second_moment"
 
 

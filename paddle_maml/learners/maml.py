@@ -17,7 +17,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import functools
-from typing import Callable
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import paddle
@@ -25,6 +25,7 @@ from paddle import nn
 
 from ..kernels.differences import default_dtype, floating, hessian_by_differences
 from ..networks.culprit import TOLERANCE, culprit, exact_product, leaves, precise, product_error
+from ..networks.task_network import Embedding
 from .base import Learner
 
 
@@ -190,7 +191,7 @@ class MetaLearner(Learner):
         x_spt, y_spt, single = self._labelled(x_spt, y_spt)
         adapted = []
         for x, y in self._chunks((x_spt, y_spt)):
-            adapted.append(self.network.parameters_of(_last(self._adaptation(x, y, steps))))
+            adapted.append(self.network.parameters_of(last(self._adaptation(x, y, steps))))
         params = [paddle.concat(parts) for parts in zip(*adapted)]
         return [p.squeeze(0) for p in params] if single else params
 
@@ -249,7 +250,7 @@ class MetaLearner(Learner):
         batch, single = self._task_set(x_spt, y_spt, x_qry)
         outputs = []
         for x_spt, y_spt, x_qry in self._chunks(batch):
-            theta = _last(self._adaptation(x_spt, y_spt, steps))
+            theta = last(self._adaptation(x_spt, y_spt, steps))
             for task in range(x_spt.shape[0]):
                 own = slice(task, task + 1)
                 with paddle.no_grad():
@@ -294,13 +295,23 @@ class MetaLearner(Learner):
             loss, outputs = self._loss(theta, inputs_and_targets)
             if loss.stop_gradient:
                 raise ValueError("the loss does not depend on the parameters of the network")
-            gradients = paddle.grad(loss.sum(), theta, create_graph=create_graph, allow_unused=True)
+            # Paddle 3.3 wants to hear of all that needs a gradient (operators.py).
+            inputs = inputs_and_targets[0]
+            more = (
+                [tensor for tensor in inputs if not tensor.stop_gradient] if type(inputs) is Embedding else []
+            )
+            gradients = paddle.grad(loss.sum(), theta + more, create_graph=create_graph, allow_unused=True)
         return loss, outputs, [paddle.zeros_like(p) if g is None else g for p, g in zip(theta, gradients)]
 
     def _moves(self):
         """Which tensors of theta the inner loop changes."""
         names = self.network.theta_names
         return [adapts and not self._by_name[name].stop_gradient for adapts, name in zip(self._adapts, names)]
+
+    def _head_alone(self):
+        """Whether all that the inner loop changes is the last layer of a network that can embed: what this
+        layer gets of the support set is then the same in all inner steps."""
+        return hasattr(self.network, "embed") and not any(self._moves()[:-2])
 
     def _rates(self, step):
         """The inner rates of a step, one for each tensor of theta; past the last learned step, that
@@ -313,8 +324,11 @@ class MetaLearner(Learner):
 
     def _adaptation(self, x_spt, y_spt, steps=None):
         """Yield theta_0 .. theta_steps of the adaptation to support sets."""
-        theta = self._initial(x_spt.shape[0])
-        return self._trajectory(self._set(x_spt, y_spt), theta, self._count(steps))
+        theta, support = self._initial(x_spt.shape[0]), self._set(x_spt, y_spt)
+        if self._head_alone():
+            with paddle.no_grad():
+                support = self.network.embed(support[0], theta), support[1]
+        return self._trajectory(support, theta, self._count(steps))
 
     def _count(self, steps):
         """How many inner steps are meant."""
@@ -339,7 +353,8 @@ class MetaLearner(Learner):
             if keep:
                 graphs[step] = gradient
             with paddle.no_grad():
-                theta = leaves([p - rate * g for p, rate, g in zip(theta, self._rates(step), gradient)])
+                rated = zip(theta, self._rates(step), gradient)
+                theta = leaves([p - rate * g if rate else p for p, rate, g in rated])
             yield theta
 
     # -------------------------------------------------------------------------------------- the meta-gradient
@@ -380,12 +395,19 @@ class MetaLearner(Learner):
     def _meta_gradient(self, x_spt, y_spt, x_qry, y_qry, order, step_weights):
         """Sums over the tasks of a chunk: loss, score, then the meta-gradient of theta_0 and of the rates."""
         support, queries = self._set(x_spt, y_spt), self._queries(x_qry, y_qry)
+        # What the head gets of the support set counts as one more tensor of theta, which no step changes.
+        initial, embedded = leaves(self._initial(x_spt.shape[0])), []
+        if self._head_alone() and (order == 1 or self.hessian == "exact"):
+            with paddle.set_grad_enabled(order == 2):
+                embedding = self.network.embed(support[0], initial)
+            embedded = leaves(embedding) if order == 2 else []
+            support = Embedding(*(embedded or embedding)), support[1]
         graphs, draws = {} if order == 2 and self.hessian == "exact" else None, {}
         kept = max(KEPT_GRAPHS, KEPT_INPUTS // (x_spt.shape[0] * x_spt.shape[1]))
-        initial = self._initial(x_spt.shape[0])
         thetas = list(self._trajectory(support, initial, self.inner_steps, graphs, draws, kept))
         loss, score, vector = self._query_gradient(thetas[-1], queries)
         loss, vector = loss * step_weights[-1], [v * step_weights[-1] for v in vector]
+        vector += [paddle.zeros_like(tensor) for tensor in embedded]
         rate_gradients = []
         for step in reversed(range(self.inner_steps)):
             theta, backward = thetas[step], vector
@@ -397,8 +419,9 @@ class MetaLearner(Learner):
                 if graphs is None:
                     product_of = self._differences_at(theta, x_spt, y_spt, draws[step])
                 else:
-                    product_of = functools.partial(exact_product, gradient, theta)
-                backward = back_through_step(vector, product_of, self._rates(step))
+                    product_of = functools.partial(exact_product, gradient, [*theta, *embedded])
+                rates = self._rates(step) + [0.0] * len(embedded)
+                backward = back_through_step(vector, product_of, rates)
             if self.inner_rates is not None:
                 moves = self._moves()
                 by_rate = [(v * g.detach()).sum() * moved for v, g, moved in zip(vector, gradient, moves)]
@@ -407,7 +430,12 @@ class MetaLearner(Learner):
             if step_weights[step]:
                 step_loss, _, gradient = self._query_gradient(theta, queries)
                 loss = loss + step_loss * step_weights[step]
+                gradient += [paddle.zeros_like(tensor) for tensor in embedded]
                 vector = [v + g * step_weights[step] for v, g in zip(vector, gradient)]
+        if embedded:
+            *vector, along = vector
+            through = paddle.grad(embedding.features, initial, along, allow_unused=True)
+            vector = [v if g is None else v + g for v, g in zip(vector, through)]
         sums = [loss, score] + [v.sum(axis=0, keepdim=True) for v in vector]
         return sums + ([paddle.stack(rate_gradients)] if rate_gradients else [])
 
@@ -514,8 +542,8 @@ def _adapts(names, adapted):
     return chosen
 
 
-def _last(trajectory):
-    """The last theta; the others are let go on the way."""
+def last(trajectory: Iterator) -> Any:
+    """The last of what is yielded; the others are let go on the way."""
     return collections.deque(trajectory, maxlen=1).pop()
 
 

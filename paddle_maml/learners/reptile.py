@@ -13,36 +13,37 @@ from __future__ import annotations
 
 from typing import Iterator
 
+import numpy as np
 import paddle
 from paddle import nn
 
-from ..data.draws import Draws, philox_words
 from ..networks.culprit import leaves
-from .maml import MetaLearner
+from .maml import MetaLearner, last
 
 # Of the inner Adam; its beta1 is 0 (Nichol et al. 2018, section 6.1).
 BETA2, EPSILON = 0.999, 1e-8
 
 
-def mini_batches(draws: Draws, inputs: int, size: int | None, count: int) -> Iterator[list[int]]:
-    """The inputs of each of so many mini-batches: all in random order, again and again, cut into pieces that
-    may span two rounds.
+def mini_batches(
+    draws: np.random.RandomState, inputs: int, size: int | None, count: int
+) -> Iterator[np.ndarray]:
+    """The inputs of each of so many mini-batches, int64: all in random order, again and again, cut into
+    pieces that may span two rounds.
 
     Args:
+        draws: its permutations; NumPy guarantees what they are.
         inputs: how many there are.
         size: inputs in a mini-batch; None, or more than there are: all.
     """
-    size, waiting = min(size or inputs, inputs), []
+    size, waiting = min(size or inputs, inputs), np.zeros(0, np.int64)
     for _ in range(count):
         if len(waiting) < size:
-            waiting += draws.choose(inputs, inputs)
+            waiting = np.concatenate([waiting, draws.permutation(inputs)])
         yield waiting[:size]
         waiting = waiting[size:]
 
 
-def adam_direction(
-    gradient: paddle.Tensor, moments: paddle.Tensor
-) -> tuple[paddle.Tensor, paddle.Tensor]:
+def adam_direction(gradient: paddle.Tensor, moments: paddle.Tensor) -> tuple[paddle.Tensor, paddle.Tensor]:
     """What Adam without a first moment (Kingma and Ba 2015, beta1 = 0) multiplies by its rate.
 
     Args:
@@ -113,7 +114,7 @@ class ReptileLearner(MetaLearner):
             self._optimizer = paddle.optimizer.SGD(learning_rate=1.0, parameters=self.parameters())
 
     def meta_loss(
-        self, x_spt, y_spt, x_qry, y_qry, draws: Draws | None = None
+        self, x_spt, y_spt, x_qry, y_qry, draws: np.random.RandomState | None = None
     ) -> tuple[paddle.Tensor, paddle.Tensor]:
         """Train on each task of a meta-batch; `loss.backward()` leaves the mean of theta_0 - theta_K in the
         parameters.
@@ -134,7 +135,7 @@ class ReptileLearner(MetaLearner):
         (x_spt, y_spt, x_qry, y_qry), _ = self._task_set(x_spt, y_spt, x_qry, y_qry)
         x = paddle.concat([x_spt, x_qry], axis=1)
         y = paddle.concat([y_spt, y_qry.astype(y_spt.dtype)], axis=1)
-        draws = draws or Draws(philox_words(int(paddle.randint(2**31 - 1)), 0))
+        draws = draws or np.random.RandomState(paddle.randint(2**31 - 1).item())
         batches = list(mini_batches(draws, x.shape[1], self.inner_batch, self.inner_steps))
         return self._with_gradient([x, y], lambda x, y: self._way(x, y, batches), self.second_moment)
 
@@ -142,8 +143,7 @@ class ReptileLearner(MetaLearner):
         """Sums over the tasks of a chunk: loss and score of the last mini-batch, theta_0 - theta_K, and the
         same of the second moment."""
         initial = self._initial(x.shape[0])
-        for theta, moments, loss, score in self._steps(x, y, batches, initial):
-            pass
+        theta, moments, loss, score = last(self._steps(x, y, batches, initial))
         sums = [loss.sum(), score.sum()] + [
             (before - after).detach().sum(axis=0, keepdim=True) for before, after in zip(initial, theta)
         ]
@@ -152,7 +152,7 @@ class ReptileLearner(MetaLearner):
     def _adaptation(self, x_spt, y_spt, steps=None):
         """Yield theta_0 .. theta_steps, on mini-batches that are always the same ones for a support set of
         that size."""
-        draws = Draws(philox_words(0, 0))
+        draws = np.random.RandomState(0)
         batches = mini_batches(draws, x_spt.shape[1], self.test_inner_batch, self._count(steps))
         initial = self._initial(x_spt.shape[0])
         yield initial

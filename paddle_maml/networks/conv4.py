@@ -18,6 +18,7 @@ from ..kernels import native, operators
 from ..kernels.convolution import Convolution, window_rows
 from ..kernels.windows import TAPS, Windows
 from .plain_conv4 import BLOCKS, EPSILON
+from .task_network import Embedding
 
 
 class _Block(nn.Layer):
@@ -316,8 +317,14 @@ class MAML(Conv4):
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         return super().parameters_of(theta) + [theta[-2], theta[-1].squeeze(1)]
 
+    def embed(self, prepared, theta: list[paddle.Tensor], statistics=None) -> Embedding:
+        """What the linear layer gets."""
+        return Embedding(super().outputs(prepared, theta, statistics))
+
     def outputs(self, prepared, theta: list[paddle.Tensor], statistics=None) -> paddle.Tensor:
-        return operators.matmul(super().outputs(prepared, theta, statistics), theta[-2]) + theta[-1]
+        known = isinstance(prepared, Embedding)
+        features = (prepared if known else self.embed(prepared, theta, statistics)).features
+        return operators.matmul(features, theta[-2]) + theta[-1]
 
 
 def _tell(line):

@@ -14,6 +14,7 @@ from paddle import nn
 from paddle.nn.initializer import Constant, TruncatedNormal
 
 from ..kernels.operators import affine_rows, matmul, sum_rows
+from .task_network import Embedding
 
 EPSILON = 1e-5  # of batch norm, as in Paddle's and PyTorch's layers
 WEIGHT_DEVIATION = 0.01
@@ -138,13 +139,19 @@ class MLP(nn.Layer):
 
     def outputs(
         self,
-        prepared: paddle.Tensor,
+        prepared: paddle.Tensor | Embedding,
         theta: list[paddle.Tensor],
         statistics: list[paddle.Tensor] | None = None,
     ) -> paddle.Tensor:
-        """Outputs (T, N, n_outputs) of prepared inputs."""
+        """Outputs (T, N, n_outputs) of prepared inputs, or of what `embed` made of them."""
         with contextlib.nullcontext() if statistics is None else paddle.no_grad():
-            return self._run(prepared, theta, statistics)[0]
+            known = isinstance(prepared, Embedding)
+            features = prepared.features if known else self._run(prepared, theta, statistics)[0]
+            return matmul(features, theta[-2]) + theta[-1]
+
+    def embed(self, prepared: paddle.Tensor, theta: list[paddle.Tensor]) -> Embedding:
+        """What the last layer gets."""
+        return Embedding(self._run(prepared, theta, None)[0])
 
     def statistics(self, prepared: paddle.Tensor, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Mean and variance (T, 1, units) of each hidden layer with batch norm."""
@@ -158,7 +165,7 @@ class MLP(nn.Layer):
         return [make(shape, dtype) for shape in shapes for make in (paddle.zeros, paddle.ones)]
 
     def _run(self, rows, theta, given):
-        """Outputs, and the statistics that batch norm used."""
+        """What the last layer gets, and the statistics that batch norm used."""
         theta, used = iter(theta), []
         for number in range(len(self.hidden)):
             rows = matmul(rows, next(theta))
@@ -170,8 +177,7 @@ class MLP(nn.Layer):
                 bias = next(theta)
                 rows = affine_rows(rows, paddle.ones_like(bias), bias)
             rows = nn.functional.relu(rows)
-        weight, bias = theta
-        return matmul(rows, weight) + bias, used
+        return rows, used
 
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Theta laid out as `parameters()`, with a leading T."""

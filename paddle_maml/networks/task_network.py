@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import paddle
 from paddle import nn
 
 from .functional import Functional
+
+
+class Embedding(NamedTuple):
+    """What the part of a network before its last layer makes of inputs, (T, N, F). It stays the same where
+    the last layer alone is adapted."""
+
+    features: paddle.Tensor
 
 
 class TaskNetwork(Protocol):
@@ -16,6 +23,9 @@ class TaskNetwork(Protocol):
     *theta* is a list of tensors (T, ...): what the inner loop adapts, laid out as the network likes it.
     `Conv4` and `MAML` (conv4.py) and `MLP` (mlp.py) are such networks; of any other layer `task_network`
     makes one.
+
+    A network whose last layer has the last two tensors of theta may also have `embed(prepared, theta)`, which
+    returns an `Embedding`; its `outputs` then take one in the place of prepared inputs.
 
     Attributes:
         theta_names: the parameter that each tensor of theta holds.

@@ -71,20 +71,29 @@ def test_kills_at_random_moments_change_nothing(tmp_path):
     assert os.path.exists(os.path.join(killed, REPORT))
 
 
-def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
+@pytest.mark.parametrize("learned", ["inner_rates", "second_moment"])
+def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path, learned):
     """Learned inner rates, the first iterations of first order, the weights of the multi-step loss and the
-    schedule of the rate."""
+    schedule of the rate; Reptile's mini-batches and second moment."""
     changing = {
         "order": 2,
         "first_order_iterations": 5,
         "multi_step_iterations": 9,
         "meta_lr_schedule": "cosine",
-        "checkpoint_every": 4,
-        "val_every": 5,
     }
+    if learned == "second_moment":
+        changing = {
+            "learner": "reptile",
+            "inner_optimizer": "adam",
+            "inner_batch": 4,
+            "inner_lr": 0.003,
+            "meta_lr": 0.5,
+            "meta_lr_schedule": "linear",
+        }
 
     def arguments(folder, *flags):
-        return [*options(output=folder, **changing), "--learn-inner-lr", *flags]
+        own = ["--learn-inner-lr"] if learned == "inner_rates" else []
+        return [*options(output=folder, checkpoint_every=4, val_every=5, **changing), *own, *flags]
 
     whole, stopped = str(tmp_path / "whole"), str(tmp_path / "stopped")
     status, _, errors = call("train.py", arguments(whole))
@@ -100,7 +109,7 @@ def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path):
     status, _, errors = call("train.py", arguments(stopped, "--resume"))
     assert status == 0, errors
     (arrays, rows), (expected_arrays, expected_rows) = end_of(stopped), end_of(whole)
-    assert any("inner_rates" in key for _, key in expected_arrays) and rows == expected_rows
+    assert any(learned in key for _, key in expected_arrays) and rows == expected_rows
     for name in expected_arrays:
         np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=str(name))
 

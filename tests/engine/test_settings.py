@@ -78,6 +78,18 @@ def test_options_override_the_preset():
         (["--split-rule", "random"], "must be one of competition, vinyals"),
         (["--output", ""], "--output is '', but must not be empty"),
         (["--first-order-iterations", "9"], "first_order_iterations is 9, but order is 1"),
+        (["--inner-batch", "5"], "inner_batch is 5, but the learner is maml"),
+        (["--inner-optimizer", "adam"], "inner_optimizer is adam, but the learner is maml"),
+        (["--preset", "reptile-5way-1shot", "--order", "2"], "order is 2, but the learner is reptile"),
+        (
+            ["--preset", "reptile-5way-1shot", "--adapted", "head"],
+            "adapted is head, but the learner is reptile",
+        ),
+        (["--learner", "anil", "--adapted", "head"], "adapted is head, but the learner is anil"),
+        (
+            ["--learner", "prototypical", "--inner-batch", "5"],
+            "inner_batch is 5, but the learner is prototypical",
+        ),
         (
             ["--order", "2", "--inner-steps", "1", "--multi-step-iterations", "9"],
             "multi_step_iterations is 9, but with 1 inner step",

@@ -141,14 +141,16 @@ def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
     assert any((last != tested).any() for last, tested in zip(seen[2], seen[3]))
 
 
-@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
 def test_the_learning_rate_is_a_function_of_the_iteration(tmp_path, schedule):
     training.train(tiny(tmp_path, meta_lr_schedule=schedule, log_every=1, iterations=4))
     rates = [float(row["meta_lr"]) for row in read_metrics(str(tmp_path / "metrics.csv"))]
-    expected = [
-        0.003 * (1 if schedule == "constant" else (1 + math.cos(math.pi * m / 4)) / 2) for m in range(4)
-    ]
-    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    course = {
+        "constant": lambda part: 1,
+        "cosine": lambda part: (1 + math.cos(math.pi * part)) / 2,
+        "linear": lambda part: 1 - part,
+    }
+    np.testing.assert_allclose(rates, [0.003 * course[schedule](m / 4) for m in range(4)], rtol=1e-5)
 
 
 # ---- resume ----

@@ -1,11 +1,13 @@
 """The learner: a case worked by hand, and its promises to callers."""
 
+import functools
+
 import numpy as np
 import paddle
 import pytest
 import reference_torch as reference
 
-from paddle_maml import MAML, MetaLearner
+from paddle_maml import MAML, MLP, MetaLearner
 from paddle_maml.learners.maml import maml_loss
 from paddle_maml.networks.plain_conv4 import plain_conv4
 
@@ -125,6 +127,45 @@ def test_the_head_alone_is_adapted_on_request(float64, learn_inner_lr):
     if learn_inner_lr:
         rates = learner.inner_rates.grad.numpy()
         assert (rates[:, :-2] == 0).all() and (rates[:, -2:] != 0).all()
+
+
+@pytest.mark.parametrize("multi_step", [False, True])
+@pytest.mark.parametrize("learn_inner_lr", [False, True])
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("kind", ["conv4", "mlp"])
+def test_what_the_head_gets_is_computed_once_and_changes_nothing(
+    float64, monkeypatch, kind, order, learn_inner_lr, multi_step
+):
+    """Adapting the head alone on the support set's embedding is adapting it on the images."""
+    episodes, results, calls = reference.make_episodes(), [], []
+
+    def counting(own, function, *given):
+        own.append(1)
+        return function(*given)
+
+    for embeds in (True, False):
+        calls.append([])
+        paddle.seed(5)
+        net = MAML(n_way=5, width=4) if kind == "conv4" else MLP(784, (12, 8), 5)
+        learner = MetaLearner(
+            net, order=order, inner_steps=3, inner_lr=0.4, adapted="head", learn_inner_lr=learn_inner_lr
+        )
+        if not embeds:
+            monkeypatch.setattr(MetaLearner, "_head_alone", lambda learner: False)
+        name = "_embeddings" if kind == "conv4" else "_run"
+        with monkeypatch.context() as counted:
+            body = functools.partial(counting, calls[-1], getattr(type(net), name))
+            counted.setattr(net, name, functools.partial(body, net))
+            learner.adapt(*episodes[:2])
+        loss, score = learner.meta_loss(*episodes, step_weights=[0.1, 0.2, 0.3, 0.4] if multi_step else None)
+        loss.backward()
+        gradients = [p.grad.numpy() for p in learner.parameters() if p.grad is not None]
+        adapted = [p.numpy() for p in learner.adapt(*episodes[:2])]
+        results.append([loss.numpy(), score.numpy(), *gradients, *adapted, *learner.finetune(*episodes)])
+    assert [len(own) for own in calls] == [1, 3]  # passes through the body
+    assert len(results[0]) == len(results[1])
+    for ours, expected in zip(*results):
+        np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-12)
 
 
 def test_adapt_is_gradient_descent_on_the_support_loss(float64):
