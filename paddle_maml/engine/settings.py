@@ -247,7 +247,7 @@ class Settings:
     )
     meta_lr: float = _rate(
         0.001,
-        "learning rate of the meta-optimizer: Adam; of reptile plain gradient descent (its outer step size)",
+        "learning rate of the meta-optimizer: Adam; of reptile plain gradient descent (its step epsilon)",
     )
     meta_lr_schedule: str = _choice(
         "course of meta_lr; cosine falls to 0 at the end (Loshchilov and Hutter 2017; in MAML++ too), and so "

@@ -5,8 +5,7 @@ the weights after K inner steps, each on a mini-batch of a task's images,
 
     theta_0 <- theta_0 + epsilon * mean over the tasks of (theta_K - theta_0).
 
-To the meta-optimizer theta_0 - theta_K is the gradient: plain gradient descent of rate epsilon, the paper's
-"outer step size", is that line.
+To the meta-optimizer theta_0 - theta_K is the gradient: plain gradient descent of rate epsilon is that line.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from paddle import nn
 from ..networks.culprit import leaves
 from .maml import MetaLearner, last
 
-# Of the inner Adam; its beta1 is 0 (Nichol et al. 2018, section 6.1).
+# Of the inner Adam; its beta1 is 0, as in the paper's code (openai/supervised-reptile).
 BETA2, EPSILON = 0.999, 1e-8
 
 
