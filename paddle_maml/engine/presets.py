@@ -74,7 +74,7 @@ _PROTOTYPICAL = dict(
 )
 
 # Nichol et al. 2018, by the commands that the README of their code (openai/supervised-reptile) gives for the
-# paper, the same ones for 1-shot and 5-shot: 10 training images a class. They have 100,000 and, of 20 classes,
+# paper, the same for 1-shot and 5-shot: 10 training images a class. They have 100,000 and, of 20 classes,
 # 200,000 meta-iterations of 5 tasks; 6 take two processes no longer.
 _REPTILE = dict(
     learner="reptile",

@@ -5,7 +5,7 @@ the weights after K inner steps, each on a mini-batch of a task's images,
 
     theta_0 <- theta_0 + epsilon * mean over the tasks of (theta_K - theta_0).
 
-To the meta-optimizer theta_0 - theta_K is the gradient: plain gradient descent of rate epsilon is that line.
+To the meta-optimizer theta_0 - theta_K is the gradient: gradient descent of rate epsilon is that line.
 """
 
 from __future__ import annotations
