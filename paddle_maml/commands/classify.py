@@ -46,11 +46,11 @@ def run(asked: dict, given: dict) -> None:
 
 def _said(task: Task, prediction: Prediction) -> Iterator[str]:
     """Lines on what the answers rest on."""
-    whose = "training images" if prediction.statistics == "population" else f"{prediction.statistics} set"
+    whose = "training images" if prediction.statistics == "population" else f"the {prediction.statistics} set"
     shots = sorted({min(task.shots), max(task.shots)})
     yield (
         f"{len(task.classes)} classes with {' to '.join(map(str, shots))} support images each, "
-        f"{len(prediction)} query images, batch statistics of the {whose}."
+        f"{len(prediction)} query images, batch statistics of {whose}."
     )
     if task.inverted or prediction.inverted:
         yield (

@@ -65,7 +65,8 @@ def measure(name: str) -> dict:
     Raises:
         UserError: there are no such weights, or no images to test them on.
     """
-    weights, (settings, _), card = look_up(name)
+    weights, origin, card = look_up(name)
+    settings = origin.settings
     parts, rule = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
     load_weights(learner, weights)

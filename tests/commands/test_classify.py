@@ -61,6 +61,40 @@ def test_a_run_folder_and_a_json_file(folders, run_folder, tmp_path, capsys):
     assert "made dark on light: 0 support and 10 query images" in capsys.readouterr().out
     assert cli.main_eval(of(source, "--weights", run_folder, "--ink", "light")) == 0
     assert "made dark on light: 10 support and 10 query images" in capsys.readouterr().out
+    for statistics in ("one", "population"):
+        assert cli.main_eval(of(source, "--weights", run_folder, "--statistics", statistics)) == 2
+        assert f"is '{statistics}', but must be one of support, query" in capsys.readouterr().err
+
+
+def test_learners_that_embed_take_any_number_of_classes(tmp_path, capsys):
+    run, drawn = str(tmp_path / "run"), drawings(8)
+    given = options(output=run, iterations=2, learner="prototypical")
+    for name in ("--inner-steps", "--inner-lr"):
+        if name in given:
+            del given[given.index(name) : given.index(name) + 2]
+    assert cli.main_train(given) == 0
+    source = [write_folder(tmp_path / name, drawn[:, place], "abcdefgh") for name, place in PLACES]
+    assert cli.main_eval(of(source, "--weights", run)) == 0
+    said = capsys.readouterr().out
+    assert "8 classes with 1 support images each, 8 query images, batch statistics of training images" in said
+
+
+PLACES = ("support", slice(1)), ("query", slice(5, 6))
+
+
+def test_weights_of_a_folder_take_images_as_they_are(tmp_path, capsys):
+    """Nothing is inverted unless it is asked for: training took light ink as it came, and colours too."""
+    drawn = drawings(15)
+    known = write_folder(tmp_path / "known", 255 - drawn, [f"{number:02d}" for number in range(15)])
+    run = str(tmp_path / "run")
+    given = options(output=run, iterations=2, dataset=f"folder:{known}", in_channels=3, n_way=3)
+    assert cli.main_train(given) == 0
+    source = [write_folder(tmp_path / name, 255 - drawn[:3, place]) for name, place in PLACES]
+    assert cli.main_eval(of(source, "--weights", run)) == 0
+    said = capsys.readouterr().out
+    assert "3 classes" in said and "made dark on light" not in said
+    assert cli.main_eval(of(source, "--weights", run, "--ink", "light")) == 0
+    assert "made dark on light: 3 support and 3 query images" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -75,7 +109,6 @@ def test_a_run_folder_and_a_json_file(folders, run_folder, tmp_path, capsys):
         (["--support", "s", "--query", "q", "--episodes", "7"], "--episodes says nothing to your own images"),
         (["--support", "s", "--query", "q", "--split", "val"], "--split says nothing to your own images"),
         (["--support", "s", "--query", "q", "--json", "x"], "--json says nothing to your own images"),
-        (["--support", "s", "--query", "q", "--statistics", "one"], "must be support or query"),
         (["--support", "/nosuch", "--query", "q"], "There is no file or folder /nosuch"),
         (["--analyse", "x", "--statistics", "one"], "--statistics says nothing to --analyse"),
     ],
@@ -100,6 +133,8 @@ def test_episodes_with_the_statistics_of_the_support_set(run_folder, capsys, tmp
     assert "Note: batch norm uses the statistics of the support set alone" in said
     assert results["support"]["statistics"] == "support" and "loss" not in results["support"]
     assert results["support"]["accuracy"] != results["query"]["accuracy"]
+    assert cli.main_eval(["--weights", run_folder, "--statistics", "population"]) == 2
+    assert "is 'population', but must be one of query, support, one" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("main", [cli.main_train, cli.main_eval])
