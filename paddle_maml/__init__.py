@@ -13,6 +13,8 @@ import importlib
 import zlib  # noqa: F401
 from typing import Any
 
+from .installed import require_paddle
+
 __version__ = "0.1.0"
 
 _HOMES = {
@@ -27,6 +29,7 @@ _HOMES = {
     "SinusoidBuilder": "data.sinusoid",
     "draw_synthetic": "data.synthetic",
     "UserError": "errors",
+    "load": "inference.classifier",
 }
 __all__ = list(_HOMES)
 
@@ -34,6 +37,8 @@ __all__ = list(_HOMES)
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name != "UserError":
+        require_paddle()
     return getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
 
 

@@ -12,18 +12,20 @@ BASE = ["errors", "files"]
 ROOMS = {
     "errors": [],
     "files": ["errors"],
+    "installed": ["errors"],
     "data": BASE,
     "kernels": [],
     "networks": ["kernels"],
     "objectives": ["kernels"],
     "learners": ["kernels", "networks", "objectives"],
     "report": BASE,
-    "engine": [*BASE, "data", "kernels", "networks", "objectives", "learners", "report"],
+    "engine": [*BASE, "installed", "data", "kernels", "networks", "objectives", "learners", "report"],
     "pretrained": [*BASE, "data", "learners", "networks", "report", "engine"],
-    "commands": [*BASE, "data", "learners", "networks", "report", "engine", "pretrained"],
+    "inference": [*BASE, "data", "learners", "networks", "report", "engine", "pretrained"],
+    "commands": [*BASE, "data", "learners", "networks", "report", "engine", "pretrained", "inference"],
     "benchmark": [*BASE, "data", "learners", "networks", "report", "engine", "commands"],
     "__main__": ["commands"],
-    "__init__": [],
+    "__init__": ["installed"],
 }
 # Rooms whose modules choose what they import, and so whether Paddle is.
 MAY_WAIT = ("commands", "benchmark")

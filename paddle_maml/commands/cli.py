@@ -10,10 +10,10 @@ import sys
 
 from ..engine.device import import_paddle
 from ..engine.presets import PRESETS
-from ..engine.settings import nearest, settings_from_preset
+from ..engine.settings import flag, nearest, settings_from_preset
 from ..errors import UserError
 from ..files import check_target, write_whole
-from ..report.tables import ANALYSIS
+from ..report.tables import ANALYSIS, evaluation_table
 from .command_line import CommandLine
 from .running import run_command
 
@@ -42,9 +42,15 @@ def main(arguments: list[str] | None = None) -> int:
 # ---- train.py and eval.py ----
 
 
+def _program(script):
+    """The name that the command was called by: that of an installed command, or the script's."""
+    name = os.path.basename(sys.argv[0])
+    return name if name.startswith("paddle-maml") else script
+
+
 def _train(arguments):
     parser = CommandLine(
-        prog="train.py", description="Train MAML on Omniglot. Presets: " + ", ".join(PRESETS) + "."
+        prog=_program("train.py"), description="Train MAML on Omniglot. Presets: " + ", ".join(PRESETS) + "."
     )
     parser.add_settings()
     given = parser.parse(arguments)
@@ -74,39 +80,107 @@ _EVAL_OPTIONS = {
 
 def _evaluate(arguments):
     parser = CommandLine(
-        prog="eval.py",
-        description="Evaluate trained weights. Settings that are not given are those of the run the weights "
-        "come from, or the defaults below for a file on its own.",
+        prog=_program("eval.py"),
+        description="Evaluate trained weights on episodes, or classify your own images with them. Settings "
+        "that are not given are those of the run the weights come from, or the defaults below for a file on "
+        "its own.",
     )
-    add = parser.add_argument
-    text = "run folder, checkpoint folder, .pdparams, or the competition's weights"
-    add("--weights", metavar="PATH", help=text)
-    text = "instead of --weights: weights that come with the library, such as 5way-1shot"
-    add("--pretrained", metavar="NAME", help=text)
+    _add_weights(parser.group("weights"))
+    own = _add_own_images(parser.group("your own images"))
     text = "classes to draw episodes from (default test); all: as of a folder that training has not seen"
-    add("--split", dest="part", choices=("train", "val", "test", "all"), default="test", help=text)
-    text = (
-        "instead: a table of what one accuracy leaves out (batch statistics, inner steps and rates, classes "
-        "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
-    )
-    add("--analyse", metavar="FOLDER", help=text)
-    add("--json", metavar="PATH", help="also write the result to this file")
+    parts = ("train", "val", "test", "all")
+    parser.group("data").add_argument("--split", dest="part", choices=parts, help=text)
+    for name in ("task", "learner", "training"):
+        parser.group(name)
+    _add_output(parser.group("output"))
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
-    asked = {name: given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse")}
+    asked = {name: given.pop(name) for name in list(given) if name not in _EVALUATED}
     if bool(asked["weights"]) == bool(asked["pretrained"]):
         raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if any(asked[name] is not None for name in own):
+        return _classify(asked, given)
+    if asked["predictions"] is not None:
+        raise UserError("--predictions is for your own images: give --support and --query too.")
     folder = asked["analyse"]
     if folder == "":
         raise UserError("--analyse is '', which is not a folder; name one.")
     if folder and asked["part"] == "all":
         raise UserError("--split is all, but --analyse compares with validation classes: leave it out.")
     if folder:
+        if asked["statistics"]:
+            raise UserError("--statistics says nothing to --analyse, which compares them: leave one out.")
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:
         check_target(asked["json"], "--json")
     import_paddle()
     from .evaluate import run
+
+    run({**asked, "part": asked["part"] or "test"}, given)
+
+
+def _add_weights(group):
+    add = group.add_argument
+    text = "run folder, checkpoint folder, .pdparams, or the competition's weights"
+    add("--weights", metavar="PATH", help=text)
+    text = "instead of --weights: weights that come with the library, such as 5way-1shot"
+    add("--pretrained", metavar="NAME", help=text)
+    text = (
+        "whose statistics batch norm uses: query, those of the query set, as published (default for "
+        "episodes); support, of the support set (default for your own images: an answer then does not depend "
+        "on the others); one, of the support set and the one query image, for episodes; population, of "
+        "training images (default of learners that embed)"
+    )
+    add("--statistics", choices=("query", "support", "one", "population"), help=text)
+
+
+def _add_own_images(group):
+    """The options for the user's own images; returns their names."""
+    add = group.add_argument
+    text = "folder that holds a folder of images (PNG, JPEG, BMP, WebP) for each class, named by its label"
+    add("--support", metavar="DIR", help=text)
+    text = "images to classify: a folder of images, one of such folders named by label, or an image"
+    add("--query", metavar="DIR", help=text)
+    text = (
+        "auto: light ink on dark paper is found and made dark on light, as in training; dark: images are "
+        "taken as they are; light: all are inverted (default auto)"
+    )
+    add("--ink", choices=("auto", "dark", "light"), help=text)
+    return "support", "query", "ink"
+
+
+def _add_output(group):
+    add = group.add_argument
+    text = (
+        "instead: a table of what one accuracy leaves out (batch statistics, inner steps and rates, classes "
+        "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
+    )
+    add("--analyse", metavar="FOLDER", help=text)
+    add("--json", metavar="PATH", help="also write the result to this file")
+    text = "write the answers for your own images to this file, PATH.csv or PATH.json"
+    add("--predictions", metavar="PATH", help=text)
+
+
+# What says nothing to the user's own images.
+_OF_EPISODES = "dataset data_dir split_rule split_seed k_shot test_episodes test_k_query seed".split()
+
+
+def _classify(asked, given):
+    for name in ("support", "query"):
+        if not asked[name]:
+            raise UserError(f"--{name} is missing: --support and --query belong together.")
+    useless = [f"--{name}" for name in ("analyse", "json") if asked[name] is not None]
+    useless += ["--split"] if asked["part"] else []
+    useless += [_EVAL_OPTIONS.get(name, (flag(name),))[0] for name in _OF_EPISODES if name in given]
+    if useless:
+        raise UserError(f"{useless[0]} says nothing to your own images (--support, --query): leave it out.")
+    target = asked["predictions"]
+    if target is not None:
+        if not target.endswith((".csv", ".json")):
+            raise UserError(f"--predictions is {target!r}, but must end in .csv or .json.")
+        check_target(target, "--predictions")
+    import_paddle()
+    from .classify import run
 
     run(asked, given)
 
@@ -169,15 +243,25 @@ def _results(parser, arguments):
 
 
 def _pretrained(parser, arguments):
-    """Put the best weights of a finished run beside the others that come with the library, with a card."""
-    parser.add_argument("what", choices=("add",))
-    parser.add_argument("run", help="run folder")
-    parser.add_argument("name", help="such as 5way-1shot")
+    """Put a finished run's best weights, with a card, beside those of the library; complete a card."""
+    what = (
+        "add RUN NAME: the best weights of the run in that folder, and a card; measure NAME: the card gets "
+        "the accuracy with the batch statistics of the support set"
+    )
+    parser.add_argument("what", choices=("add", "measure"), help=what)
+    parser.add_argument("names", nargs="+", metavar="NAME", help="such as 5way-1shot")
     given = parser.parse(arguments)
+    what, names = given["what"], given["names"]
+    wanted = {"add": 2, "measure": 1}[what]
+    if len(names) != wanted:
+        raise UserError(f"pretrained {what} takes {wanted} names, not {len(names)}: see --help.")
     import_paddle()
-    from ..pretrained import add
+    from ..pretrained import SUPPORT_TEST, add, measure
 
-    print(f"Written: {add(given['run'], given['name'])} and its card.")
+    if what == "add":
+        print(f"Written: {add(*names)} and its card.")
+    else:
+        print(evaluation_table(measure(*names)[SUPPORT_TEST]))
 
 
 VERBS = {"data": _data, "splits": _splits, "results": _results, "pretrained": _pretrained}

@@ -7,7 +7,7 @@ import dataclasses
 import os
 from typing import Any, NoReturn
 
-from ..engine.settings import NOTHING, Settings, flag, kind_of, nearest, what_is_wrong
+from ..engine.settings import NOTHING, Settings, flag, group_of, kind_of, nearest, what_is_wrong
 from ..errors import UserError
 
 
@@ -16,6 +16,7 @@ class CommandLine(argparse.ArgumentParser):
     to a mistyped one."""
 
     def __init__(self, **options: Any):
+        self._groups = {}
         super().__init__(
             allow_abbrev=False,
             formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28, width=120),
@@ -32,6 +33,13 @@ class CommandLine(argparse.ArgumentParser):
             options = [option for action in self._actions for option in action.option_strings]
             raise UserError(f"unknown option {unknown[0]}: {nearest(unknown[0].split('=')[0], options)}")
         return vars(known)
+
+    def group(self, name: str) -> Any:
+        """The group of options of that name in the help text; groups stand in the order in which they are
+        first named."""
+        if name not in self._groups:
+            self._groups[name] = self.add_argument_group(name)
+        return self._groups[name]
 
     def add_settings(self, names: list[str] | None = None, other: dict | None = None) -> None:
         """One option for each field of `Settings`.
@@ -56,7 +64,8 @@ class CommandLine(argparse.ArgumentParser):
             else:
                 metavar = "{" + ",".join(map(str, choices)) + "}" if choices else kind.__name__.upper()
                 more = {"type": _reader(option, field), "metavar": metavar}
-            self.add_argument(option, dest=field.name, default=argparse.SUPPRESS, help=text, **more)
+            group = self if field.name == "preset" else self.group(group_of(field.name))
+            group.add_argument(option, dest=field.name, default=argparse.SUPPRESS, help=text, **more)
 
 
 def _reader(option, field):

@@ -6,7 +6,7 @@ import os
 import sys
 
 from ..data.images import ImageSet
-from ..engine.analysis import analyse, write_analysis
+from ..engine.analysis import analyse, evaluate_answers, write_analysis
 from ..engine.assembly import (
     choose_device,
     describe,
@@ -16,34 +16,22 @@ from ..engine.assembly import (
     make_learner,
     own_network_may_fail,
     require_classes,
-    require_own_network,
+    settings_for,
 )
 from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
-from ..engine.settings import WITH_STEPS, Settings, flag, settings_from_dict
+from ..engine.settings import WITH_STEPS
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..report.tables import analysis_table, evaluation_table, write_json
-
-# The settings that make a network.
-NETWORK = (
-    "learner",
-    "network",
-    "hidden",
-    "batch_norm",
-    "architecture",
-    "width",
-    "image_size",
-    "in_channels",
-)
 
 
 def run(asked: dict, given: dict) -> None:
     """Evaluate what is asked for, with the settings that are given, and print and write the result."""
     name = asked["pretrained"]
     weights, origin = look_up(name)[:2] if name else find_weights(asked["weights"])
-    settings = _settings(origin, given)
+    settings = settings_for(origin and origin.settings, given)
     with own_network_may_fail(settings):
         _run(asked, name, weights, origin, settings)
 
@@ -76,6 +64,8 @@ def _run(asked, name, weights, origin, settings):
             f"--analyse studies inner steps, but the learner is {settings.learner}, which has none: leave it "
             "out."
         )
+    if regression and asked["statistics"]:
+        raise UserError("--statistics says nothing to a regression: leave it out.")
     if asked["analyse"]:
         study, table = (analyse_sinusoids, regression_table) if regression else (analyse, analysis_table)
         analysis, pictures = study(learner, settings, images, parts["val"], announce=_announce)
@@ -84,7 +74,9 @@ def _run(asked, name, weights, origin, settings):
         report = {"analysis": {**about, **analysis}}
     else:
         episodes = evaluation_episodes(settings, images)
-        result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
+        how = learner, episodes, settings.test_episodes, settings.steps_at_test
+        statistics = asked["statistics"]
+        result = evaluate_answers(*how, statistics) if statistics else evaluate(*how)
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
     report.update(
@@ -102,31 +94,3 @@ def _run(asked, name, weights, origin, settings):
 
 def _announce(line):
     print(line, file=sys.stderr)
-
-
-def _settings(origin, given):
-    """Those that are given, and for the others those of the run that the weights are from.
-
-    Raises:
-        UserError: they are of another network than the one that was trained; the shapes of weights do not
-            tell all. Training may go on with images of another size, but testing with them says nothing of
-            what was trained.
-    """
-    trained = origin.settings if origin else Settings()
-    require_own_network(trained, given)
-    for name in ("n_way", *NETWORK) if origin else ():
-        if given.get(name, getattr(trained, name)) != getattr(trained, name):
-            raise UserError(
-                f"{flag(name)} is {given[name]}, but these weights are of a network with "
-                f"{getattr(trained, name)}: leave it out."
-            )
-    # The run's own device and number of episodes say nothing about this machine and this evaluation.
-    here = {"device": Settings.device, "test_episodes": Settings.test_episodes}
-    settings = settings_from_dict({**trained.as_dict(), **here, **given})
-    settings.refuse_without_effect(given)
-    settings = settings.with_whole_path()
-    if settings.learn_inner_lr and "inner_lr" in given:
-        raise UserError(
-            f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."
-        )
-    return settings

@@ -28,6 +28,9 @@ import paddle
 from ..errors import UserError
 
 MAX_EPISODES = 2**31 - 1
+# What a data set without a length says its length is. Paddle's shuffling loaders list so many numbers before
+# the first batch, which takes a tenth of a second; with all of them it would take 48 GiB.
+EPOCH = 2**20
 
 
 def check_seed(seed: int) -> None:
@@ -78,29 +81,31 @@ class SeededTasks(paddle.io.Dataset):
 
     Args:
         seed: 0 .. 2**64 - 1.
-        length: number of tasks, `len()` of the data set.
+        length: number of tasks, `len()` of the data set. Without one every index below MAX_EPISODES is a
+            task, and `len()` is EPOCH, which is what a `DataLoader` goes through.
         counts: what else must be at least 1, by name; each becomes an attribute.
 
     Raises:
         UserError: a number out of its range.
     """
 
-    def __init__(self, seed: int, length: int, **counts: int):
+    def __init__(self, seed: int, length: int | None, **counts: int):
         super().__init__()
-        for name, value in {**counts, "length": length}.items():
+        self._end, self._length = (MAX_EPISODES, EPOCH) if length is None else (length, length)
+        for name, value in {**counts, "length": self._length}.items():
             if operator.index(value) < 1:
                 raise UserError(f"{name} is {value}, but must be at least 1.")
         check_seed(seed)
-        self.seed, self._length = int(seed), int(length)
+        self.seed = int(seed)
         for name, value in counts.items():
             setattr(self, name, int(value))
 
     def __len__(self) -> int:
-        return self._length
+        return int(self._length)
 
     def draws(self, index: int) -> Draws:
-        """The draws of a task. Raises IndexError for an index below 0 or from the length on."""
+        """The draws of a task. Raises IndexError for an index below 0 or from the end on."""
         index = operator.index(index)
-        if not 0 <= index < self._length:
-            raise IndexError(f"episode {index} of {self._length}")
+        if not 0 <= index < self._end:
+            raise IndexError(f"episode {index} of {self._end}")
         return Draws(philox_words(self.seed, index))

@@ -22,7 +22,7 @@ from paddle.io import Dataset
 
 from ..errors import UserError
 from .augmentation import change, changes_of
-from .draws import MAX_EPISODES, SeededTasks
+from .draws import SeededTasks
 from .images import ImageSet, alphabet_of
 from .preprocessing import rotate, to_network_input
 
@@ -40,7 +40,8 @@ class EpisodeBuilder(SeededTasks):
         seed: 0 .. 2**64 - 1.
         rotations: turn each class of an episode by 0, 90, 180 or 270 degrees, which makes four classes of
             one.
-        length: number of episodes, `len()` of the data set.
+        length: number of episodes, `len()` of the data set, and where its indices end. Without one there are
+            as many as anybody wants, and `len()` is 2**20, what a `DataLoader` goes through in an epoch.
         within_alphabet: take all classes of an episode from one alphabet, see `alphabet_of`.
         crops: move each image a little, see augmentation.py.
         flips: mirror each image, or not, see augmentation.py.
@@ -57,7 +58,7 @@ class EpisodeBuilder(SeededTasks):
         k_query: int,
         seed: int = 0,
         rotations: bool = False,
-        length: int = MAX_EPISODES,
+        length: int | None = None,
         within_alphabet: bool = False,
         crops: bool = False,
         flips: bool = False,
@@ -111,7 +112,7 @@ class EpisodeBuilder(SeededTasks):
         """Builds an episode.
 
         Args:
-            index: 0 .. len - 1.
+            index: 0 .. length - 1.
 
         Returns:
             x_spt float32 (n_way * k_shot, C, H, W), y_spt int64 (n_way * k_shot,), and x_qry, y_qry likewise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 import numpy as np
 import paddle
@@ -73,7 +73,7 @@ class ImageSet:
             label = _label(item[1], f"the label of {where}")
             if wanted is not None and label not in wanted:
                 continue
-            image = _image(item[0], where)
+            image = as_image(item[0], where)
             first = image if first is None else first
             if image.shape != first.shape or image.dtype != first.dtype:
                 raise UserError(
@@ -147,8 +147,16 @@ def _label(value, what):
     return int(number)
 
 
-def _image(value, where):
-    """An image as an array (C, H, W), uint8 or float32."""
+def as_image(value: Any, where: str) -> np.ndarray:
+    """An image as an array (C, H, W), uint8 or float32.
+
+    Args:
+        value: a Pillow image, an array or a tensor, (H, W), (H, W, C) or (C, H, W).
+        where: what it is, for the message.
+
+    Raises:
+        UserError: it is no image.
+    """
     if isinstance(value, Image.Image) and value.mode in ("1", "P"):  # bits, and places in a palette
         value = value.convert("L" if value.mode == "1" else "RGB")
     image = np.asarray(value)

@@ -101,7 +101,9 @@ FINISHED_DIGESTS = {
     "antialias": "4e30f57b14d62227ba81e7d431afc7de81f542c81260e240e830e0161644e638",
 }
 
-DATA_DIR = Path(__file__).resolve().parent.parent.parent / "data"
+_CHECKOUT = Path(__file__).resolve().parent.parent.parent
+# Where the package is installed, what is called data beside it is somebody else's.
+DATA_DIR = _CHECKOUT / "data" if (_CHECKOUT / "train.py").is_file() else None
 MOUNTS = Path("/home/aistudio/data")
 CACHE_VERSION = 2
 MAX_IMAGE_BYTES = 1 << 16
@@ -188,7 +190,7 @@ def own_folders() -> list[Path]:
     """Where downloads and caches may go, in order of preference: `data/` of a clone, the user's cache
     folder."""
     user = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "paddle_maml"
-    return [DATA_DIR, user] if DATA_DIR.is_dir() else [user]
+    return [DATA_DIR, user] if DATA_DIR and DATA_DIR.is_dir() else [user]
 
 
 def _find(data_dir, download):

@@ -23,7 +23,7 @@ import math
 
 import numpy as np
 
-from .draws import MAX_EPISODES, SeededTasks
+from .draws import SeededTasks
 
 AMPLITUDES, PHASES, INPUTS = (0.1, 5.0), (0.0, math.pi), (-5.0, 5.0)
 
@@ -43,20 +43,20 @@ class SinusoidBuilder(SeededTasks):
         k_shot: support points.
         k_query: query points.
         seed: 0 .. 2**64 - 1.
-        length: number of tasks, `len()` of the data set.
+        length: as of `EpisodeBuilder`.
 
     Raises:
         UserError: a number out of its range.
     """
 
-    def __init__(self, k_shot: int, k_query: int, seed: int = 0, length: int = MAX_EPISODES):
+    def __init__(self, k_shot: int, k_query: int, seed: int = 0, length: int | None = None):
         super().__init__(seed, length, k_shot=k_shot, k_query=k_query)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Builds a task.
 
         Args:
-            index: 0 .. len - 1.
+            index: 0 .. length - 1.
 
         Returns:
             x_spt, y_spt float32 (k_shot, 1), and x_qry, y_qry float32 (k_query, 1).

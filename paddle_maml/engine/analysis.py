@@ -13,6 +13,7 @@ from ..data.episodes import EpisodeBuilder, meta_batch
 from ..data.images import ImageSet, alphabet_of
 from ..errors import UserError
 from ..files import write_together
+from ..learners.base import Learner
 from ..learners.maml import MetaLearner
 from ..report.pictures import draw_matrix, draw_sheet, png, stacked
 from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
@@ -33,6 +34,7 @@ BATCH_STATISTICS = {
     "query": "the whole query set (published protocol)",
     "one": "the support set and one query image",
     "support": "the support set alone",
+    "population": "training images",
 }
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
 
@@ -53,18 +55,43 @@ class Predictions:
 
 
 def predict_episodes(
-    learner: MetaLearner, builder: EpisodeBuilder, episodes: int, steps: int | None, statistics: str = "query"
+    learner: Learner, builder: EpisodeBuilder, episodes: int, steps: int | None, statistics: str = "query"
 ) -> Predictions:
     """`Predictions` of a learner for episodes 0 .. episodes - 1, see `MetaLearner.predict`; raises
     `Diverged`."""
-    predicted = []
+    predicted, how = [], {} if steps is None else {"steps": steps}
     for start in range(0, episodes, BATCH):
         x_spt, y_spt, x_qry, y_qry = meta_batch(builder, range(start, min(start + BATCH, episodes)))
-        logits = learner.predict(x_spt, y_spt, x_qry, steps, statistics)
+        logits = learner.predict(x_spt, y_spt, x_qry, statistics=statistics, **how)
         if not np.isfinite(logits).all():
             raise Diverged("A score is not a finite number: lower inner_lr.")
         predicted.append(logits.argmax(axis=-1))
     return Predictions(builder, np.concatenate(predicted), y_qry[0])
+
+
+def evaluate_answers(
+    learner: Learner, builder: EpisodeBuilder, episodes: int, steps: int | None, statistics: str
+) -> dict:
+    """Accuracy with batch statistics of a choice, without the steps on the way.
+
+    Args:
+        statistics: as of `predict_episodes`, and what else is.
+
+    Returns:
+        As `evaluation.evaluate`, without the loss and what is `..._per_step`; `statistics` too.
+
+    Raises:
+        UserError: the learner has no such choice.
+        Diverged: a score is not a finite number.
+    """
+    if statistics not in learner.STATISTICS:
+        raise UserError(
+            f"statistics is {statistics!r}, but must be one of {', '.join(learner.STATISTICS)} for these "
+            "weights."
+        )
+    accuracies = predict_episodes(learner, builder, episodes, steps, statistics).accuracies
+    note = f"batch norm uses the statistics of {BATCH_STATISTICS[statistics]}"
+    return {**_summary(accuracies), "episodes": episodes, "statistics": statistics, "note": note}
 
 
 def analyse(
@@ -102,7 +129,7 @@ def analyse(
         )
 
     by_statistics = [{"statistics": BATCH_STATISTICS["query"], **_summary(predictions.accuracies)}]
-    for statistics, meaning in list(BATCH_STATISTICS.items())[1:]:
+    for statistics, meaning in list(BATCH_STATISTICS.items())[1:3]:
         result = accuracy("batch statistics of " + meaning, lambda: builder, statistics=statistics)
         by_statistics.append({"statistics": meaning, **result})
     rotated = accuracy(ROTATED, lambda: evaluation_episodes(settings, images, rotations=True))

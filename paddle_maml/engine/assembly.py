@@ -31,7 +31,7 @@ from ..learners.reptile import ReptileLearner
 from ..networks.conv4 import MAML, Conv4
 from ..networks.mlp import MLP
 from .device import cores, processor, select_device
-from .settings import SECOND_ORDER, WITH_STEPS, Settings, flag
+from .settings import SECOND_ORDER, WITH_STEPS, Settings, flag, settings_from_dict
 
 # Numbers of an embedding where the network does not decide it, as the four blocks give of 28x28 pixels.
 EMBEDDING = 64
@@ -165,6 +165,11 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
     )
 
 
+def input_shape(settings: Settings) -> tuple[int, int, int]:
+    """(C, H, W) of the images of a run, known without them."""
+    return settings.in_channels, settings.image_size, settings.image_size
+
+
 def make_network(settings: Settings, images: ImageSet | Sinusoids) -> paddle.nn.Layer:
     """A network with fresh weights: of a classifier, or of an embedding where the learner wants one."""
     shape = images.input_shape
@@ -220,6 +225,42 @@ def require_own_network(stored: Settings, given: dict) -> None:
             f"The network is one of the user's own, {stored.network}: if it is yours, name it with "
             f"{flag('network')} {stored.network}."
         )
+
+
+# The settings that make a network.
+_NETWORK = "n_way learner network hidden batch_norm architecture width image_size in_channels".split()
+
+
+def settings_for(of_weights: Settings | None, given: dict) -> Settings:
+    """The settings to use weights with: those given, and for the others those of the run that the weights
+    are from; without one the defaults.
+
+    Args:
+        of_weights: `Settings` of the run, None for a file of weights on its own.
+
+    Raises:
+        UserError: they are of another network than the one that was trained; the shapes of weights do not
+            tell all. Training may go on with images of another size, but testing with them says nothing of
+            what was trained.
+    """
+    trained = of_weights or Settings()
+    require_own_network(trained, given)
+    for name in _NETWORK if of_weights else ():
+        if given.get(name, getattr(trained, name)) != getattr(trained, name):
+            raise UserError(
+                f"{flag(name)} is {given[name]}, but these weights are of a network with "
+                f"{getattr(trained, name)}: leave it out."
+            )
+    # The run's own device and number of episodes say nothing about this machine and this evaluation.
+    here = {"device": Settings.device, "test_episodes": Settings.test_episodes}
+    settings = settings_from_dict({**trained.as_dict(), **here, **given})
+    settings.refuse_without_effect(given)
+    settings = settings.with_whole_path()
+    if settings.learn_inner_lr and "inner_lr" in given:
+        raise UserError(
+            f"inner_lr is {settings.inner_lr}, but these weights have inner rates of their own: leave it out."
+        )
+    return settings
 
 
 def make_optimizer(

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Callable
 
 from ..errors import UserError
+from ..installed import require_paddle
 from .signals import signals_go_to, signals_wait
 
 # Numbers of glibc's malloc.h.
@@ -67,8 +68,8 @@ def import_paddle() -> ModuleType:
     Interrupted, the import would leave Paddle broken: a signal waits until it is done, some seconds.
 
     Raises:
-        UserError: it is not installed, or would fail of what is in the place of its launcher's numbers in the
-            environment.
+        UserError: as `require_paddle`; or it would fail of what is in the place of its launcher's numbers in
+            the environment.
     """
     for name in ("PADDLE_TRAINER_ID", "PADDLE_TRAINERS_NUM"):
         if not os.environ.get(name, "0").isdecimal():
@@ -76,14 +77,13 @@ def import_paddle() -> ModuleType:
                 f"{name} is {os.environ[name]!r}, but must be a whole number: unset it, or let "
                 "paddle.distributed.launch set it."
             )
+    require_paddle()
     # Paddle takes Python's handlers away too; leaving `signals_go_to` sets them again.
     with signals_wait(), signals_go_to(signal.SIG_DFL):
         try:
             import paddle  # here, because `prepare` comes before
         except ModuleNotFoundError as error:
-            raise UserError(
-                f"The package {error.name} is missing: pip install -r requirements.txt."
-            ) from error
+            raise UserError(f"The package {error.name} is missing: pip install {error.name}.") from error
 
         paddle.disable_signal_handler()
     return paddle

@@ -429,6 +429,26 @@ def _in_runs(path):
     return "/".join(["runs", *parts[in_checkpoint[-1] - 1 if in_checkpoint else -1 :]])
 
 
+# The first setting of each group, in the order of the fields; help texts are divided so.
+_GROUPS = {
+    "dataset": "data",
+    "n_way": "task",
+    "network": "learner",
+    "meta_batch": "training",
+    "output": "output",
+}
+
+
+def group_of(name: str) -> str:
+    """The group of settings that one belongs to: data, task, learner, training or output."""
+    group = "data"
+    for field in dataclasses.fields(Settings):
+        group = _GROUPS.get(field.name, group)
+        if field.name == name:
+            return group
+    raise KeyError(name)
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, names, n=1)
     return f"did you mean {close[0]}?" if close else "see --help for the list."

@@ -195,17 +195,20 @@ class MetaLearner(Learner):
         params = [paddle.concat(parts) for parts in zip(*adapted)]
         return [p.squeeze(0) for p in params] if single else params
 
-    def outputs(self, x, params: list[paddle.Tensor]) -> paddle.Tensor:
+    def outputs(self, x, params: list[paddle.Tensor], statistics_of=None) -> paddle.Tensor:
         """Outputs of the network with parameters that `adapt` returned: (N, ...) for one task, else (T, N,
-        ...)."""
+        ...). Batch norm uses the statistics of these inputs, or of others, such as the support set."""
         own = self.net.parameters()
         if len(params) != len(own):
             raise ValueError(f"params must be {len(own)} tensors as `adapt` returns them, not {len(params)}")
-        x, single = self._inputs(x), list(params[0].shape) == list(own[0].shape)
+        single = list(params[0].shape) == list(own[0].shape)
+        sets = [self._inputs(inputs) for inputs in (x, statistics_of) if inputs is not None]
         if single:
-            x, params = x.unsqueeze(0), [p.unsqueeze(0) for p in params]
+            sets, params = [inputs.unsqueeze(0) for inputs in sets], [p.unsqueeze(0) for p in params]
         with paddle.no_grad():
-            outputs = self.network.outputs(self.network.prepare(x), self.network.theta_of(params))
+            theta, (prepared, *others) = self.network.theta_of(params), map(self.network.prepare, sets)
+            statistics = self.network.statistics(others[0], theta) if others else None
+            outputs = self.network.outputs(prepared, theta, statistics)
         return outputs.squeeze(0) if single else outputs
 
     def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:

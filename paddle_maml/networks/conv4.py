@@ -17,7 +17,7 @@ from paddle import nn
 from ..kernels import native, operators
 from ..kernels.convolution import Convolution, window_rows
 from ..kernels.windows import TAPS, Windows
-from .plain_conv4 import BLOCKS, EPSILON
+from .plain_conv4 import BLOCKS, EPSILON, FrozenConv4, plain_conv4, plain_features
 from .task_network import Embedding
 
 
@@ -101,7 +101,12 @@ class Conv4(nn.Layer):
 
         Returns:
             Embeddings (N, features) or (T, N, features); logits (N, n_way) or (T, N, n_way).
+
+        `paddle.jit.save` saves this: the network with its own weights, for (N, C, H, W), the statistics those
+        of the images passed together.
         """
+        if not paddle.in_dynamic_mode():
+            return self._program(x)
         single = x.ndim == 4
         if single:
             x = x.unsqueeze(0)
@@ -112,6 +117,17 @@ class Conv4(nn.Layer):
             theta = self.theta_of([p.unsqueeze(0) for p in params] if single else params)
         outputs = self.outputs(self.prepare(x), theta)
         return outputs.squeeze(0) if single else outputs
+
+    def _program(self, x):
+        """The outputs in a static graph, which knows none of the operators here."""
+        if len(x.shape) == 5:
+            raise ValueError(
+                f"a program takes images of one task, (N, {self.in_channels}, {self.image_size}, "
+                f"{self.image_size}), not of several"
+            )
+        return self._plain(x, self.parameters(), self.architecture)
+
+    _plain = staticmethod(plain_features)
 
     # What follows is the protocol `TaskNetwork`. Theta holds the parameters that matter to the output, laid
     # out for the products of operators.py, so that nothing is transposed inside the inner loop. A gradient
@@ -310,6 +326,12 @@ class MAML(Conv4):
         self.n_way = n_way
         self.theta_names += ["linear.weight", "linear.bias"]
         self.linear = _Linear(self.features, n_way)
+
+    _plain = staticmethod(plain_conv4)
+
+    def frozen(self, params: list[paddle.Tensor], statistics_of: paddle.Tensor) -> nn.Layer:
+        """A plain layer with these parameters and batch norm fixed, see `TaskNetwork`."""
+        return FrozenConv4(params, statistics_of, self.architecture)
 
     def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
         return super().theta_of(params) + [params[-2], params[-1].unsqueeze(1)]

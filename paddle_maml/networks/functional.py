@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from typing import Iterator
 
 import paddle
 from paddle import nn
 
 from ..kernels.differences import floating
-from .twice_differentiable import trusted
+from .twice_differentiable import as_it_was, trusted
 
 _BATCH_NORMS = (nn.BatchNorm1D, nn.BatchNorm2D, nn.BatchNorm3D)
 
@@ -58,8 +59,7 @@ class Functional:
     @property
     def batch_statistics(self) -> bool:
         """Whether it has batch norm that uses the statistics of the inputs."""
-        parts = self.layer.sublayers(include_self=True)
-        return any(isinstance(part, _BATCH_NORMS) and part.training for part in parts)
+        return bool(_with_batch_statistics(self.layer))
 
     def prepare(self, x: paddle.Tensor) -> paddle.Tensor:
         """x itself."""
@@ -106,6 +106,21 @@ class Functional:
         """The inverse of `parameters_of`."""
         trainable = set(map(id, self._own))
         return [given for given, p in zip(params, self.layer.parameters()) if id(p) in trainable]
+
+    def frozen(self, params: list[paddle.Tensor], statistics_of: paddle.Tensor) -> nn.Layer:
+        """A copy of the layer as it was before `twice_differentiable`, in the mode `eval()`, see
+        `TaskNetwork`."""
+        layer = copy.deepcopy(self.layer)
+        for own, given in zip(layer.parameters(), params):
+            own.set_value(given)
+        norms = _with_batch_statistics(layer)
+        for part in layer.sublayers(include_self=True):
+            if part not in norms:
+                part.training = False  # of dropout
+        with paddle.no_grad(), _statistics_of(layer, statistics_of):
+            pass
+        layer.eval()
+        return as_it_was(layer)
 
     @contextlib.contextmanager
     def using(self, theta: list[paddle.Tensor]) -> Iterator[nn.Layer]:
@@ -185,14 +200,16 @@ def _places(layer):
     return places
 
 
+def _with_batch_statistics(layer):
+    """The layers of batch norm that use the statistics of their inputs."""
+    parts = layer.sublayers(include_self=True)
+    return [part for part in parts if isinstance(part, _BATCH_NORMS) and part.training]
+
+
 @contextlib.contextmanager
 def _statistics_of(layer, x):
     """The layer with batch norm that uses the statistics of x, where it would use those of its inputs."""
-    norms = [
-        part
-        for part in layer.sublayers(include_self=True)
-        if isinstance(part, _BATCH_NORMS) and part.training
-    ]
+    norms = _with_batch_statistics(layer)
     momenta = [norm._momentum for norm in norms]
     try:
         for norm in norms:

@@ -98,7 +98,11 @@ class MLP(nn.Layer):
 
         Raises:
             ValueError: inputs or parameters of another shape.
+
+        `paddle.jit.save` saves this for inputs (N, ...), as of `MAML`.
         """
+        if not paddle.in_dynamic_mode():
+            return _plain(x, self._layers(self.parameters()))[0]
         if params is None:
             single = x.ndim > 1 and math.prod(x.shape[1:]) == self.in_features
         else:
@@ -179,6 +183,29 @@ class MLP(nn.Layer):
             rows = nn.functional.relu(rows)
         return rows, used
 
+    def frozen(self, params: list[paddle.Tensor], statistics_of: paddle.Tensor) -> nn.Layer:
+        """A plain layer with these parameters and batch norm fixed, see `TaskNetwork`."""
+        with paddle.no_grad():
+            folded = _plain(statistics_of, self._layers(params))[1]
+        layers = [nn.Flatten()]
+        for weight, bias in folded:
+            linear = nn.Linear(*weight.shape)
+            linear.weight.set_value(weight)
+            linear.bias.set_value(bias)
+            layers += [linear, nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    def _layers(self, params):
+        """(weight, bias, scale, shift) of each layer, as `_plain` takes them."""
+        named = {name: p for (name, _), p in zip(self.named_parameters(), params)}
+        return [
+            [
+                named.get(name)
+                for name in (f"linear{number}.weight", f"linear{number}.bias", *_norm_names(number))
+            ]
+            for number in range(1, len(self.hidden) + 2)
+        ]
+
     def parameters_of(self, theta: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """Theta laid out as `parameters()`, with a leading T."""
         given = dict(zip(self.theta_names, theta))
@@ -203,3 +230,26 @@ def _normalise(rows, scale, shift, moments):
     rows = affine_rows(rows, paddle.ones_like(mean), -mean)
     variance = moments[1] if moments else sum_rows(rows * rows) / count
     return affine_rows(rows, scale * paddle.rsqrt(variance + EPSILON), shift), [mean, variance]
+
+
+def _norm_names(number):
+    return f"norm{number}.weight", f"norm{number}.bias"
+
+
+def _plain(x, layers):
+    """Outputs of inputs (N, ...) by Paddle's own operators, and the weight and bias of each layer with batch
+    norm folded in.
+
+    Args:
+        layers: of each layer weight, bias, scale and shift; the last two None where it has no batch norm.
+    """
+    rows, folded = x.flatten(1), []
+    for number, (weight, bias, scale, shift) in enumerate(layers, 1):
+        if scale is not None:
+            products = paddle.matmul(rows, weight)
+            factor = scale * paddle.rsqrt(products.var(axis=0, unbiased=False) + EPSILON)
+            weight, bias = weight * factor, shift - products.mean(axis=0) * factor
+        folded.append((weight, bias))
+        rows = nn.functional.linear(rows, weight, bias)
+        rows = nn.functional.relu(rows) if number < len(layers) else rows
+    return rows, folded

@@ -69,6 +69,11 @@ class TaskNetwork(Protocol):
     def theta_of(self, params: list[paddle.Tensor]) -> list[paddle.Tensor]:
         """The inverse of `parameters_of`."""
 
+    def frozen(self, params: list[paddle.Tensor], statistics_of: paddle.Tensor) -> nn.Layer:
+        """The network as a layer of Paddle's own operators, which `paddle.jit.save` takes, with the
+        parameters of one task, as `parameters()`, and batch norm that always uses the statistics of these
+        inputs (N, ...)."""
+
 
 def task_network(layer: nn.Layer) -> TaskNetwork:
     """The layer itself where it is a `TaskNetwork`, else one that computes it task by task (`Functional`)."""

@@ -1,7 +1,8 @@
 """Weights that come with the library, each with a card: NAME.pdparams and NAME.json in this folder.
 
 The card is the run's report (settings, test result, command) with the SHA-256 of the weights. `python -m
-paddle_maml pretrained add RUN NAME` makes both from a finished run.
+paddle_maml pretrained add RUN NAME` makes both from a finished run, and `pretrained measure NAME` adds the
+accuracy with the batch statistics of the support set.
 """
 
 from __future__ import annotations
@@ -9,15 +10,22 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ..engine import provenance
+import paddle
+
+from ..engine import assembly, provenance
+from ..engine.analysis import evaluate_answers
 from ..engine.provenance import look_up, names
 from ..engine.results import finished_report
 from ..engine.settings import NOTHING
+from ..engine.weights import load_weights
 from ..errors import UserError
-from ..files import digest, write_together
+from ..files import digest, write_together, write_whole
 from ..report.tables import json_file
 
-__all__ = ["add", "look_up", "names"]
+# Where a card has the accuracy with the batch statistics of the support set.
+SUPPORT_TEST = "test_support_statistics"
+
+__all__ = ["add", "look_up", "measure", "names"]
 
 
 def add(run_folder: str, name: str) -> Path:
@@ -48,3 +56,26 @@ def add(run_folder: str, name: str) -> Path:
     card = json_file({"name": name, "sha256": digest(path), **report})
     write_together(provenance.SHELF, {f"{name}.pdparams": Path(path).read_bytes(), f"{name}.json": card})
     return provenance.SHELF / f"{name}.pdparams"
+
+
+def measure(name: str) -> dict:
+    """Test weights of this folder with the batch statistics of the support set, on the episodes of their
+    card's test, and write the result to the card, which is returned.
+
+    Raises:
+        UserError: there are no such weights, or no images to test them on.
+    """
+    weights, origin, card = look_up(name)
+    settings = origin.settings
+    parts, rule = assembly.load_images(settings)
+    learner = assembly.make_learner(settings, parts["test"])
+    load_weights(learner, weights)
+    episodes = assembly.evaluation_episodes(settings, parts["test"])
+    result = evaluate_answers(learner, episodes, card["test"]["episodes"], settings.steps_at_test, "support")
+    result = assembly.describe(result, settings, parts["test"], rule, "test")
+    of_the_test = list(card).index("test") + 1
+    entries = [entry for entry in card.items() if entry[0] != SUPPORT_TEST]
+    entries.insert(of_the_test, (SUPPORT_TEST, {**result, "paddle": paddle.__version__}))
+    card = dict(entries)
+    write_whole(provenance.SHELF / f"{name}.json", json_file(card))
+    return card

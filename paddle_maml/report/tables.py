@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import statistics
 
@@ -38,8 +40,9 @@ def evaluation_table(result: dict) -> str:
     """The result of `evaluate` as lines of text: the score after each inner step, and the final mean with its
     interval."""
     key, name = score_key(result), result.get("score_name", "accuracy")
-    lines = [f"inner steps   {name:<19} query loss"]
-    for step, loss in enumerate(result["loss_per_step"]):
+    by_step = result.get("loss_per_step", ())
+    lines = [f"inner steps   {name:<19} query loss"] if by_step else []
+    for step, loss in enumerate(by_step):
         score, interval = (score_text(result, result[f"{of}_per_step"][step]) for of in (key, "interval"))
         lines.append(f"{step:11d}   {score:>7} +- {interval:>6}   {loss:10.4f}")
     mean = f"{score_text(result, result[key])} +- {score_text(result, result['interval'])}"
@@ -52,6 +55,29 @@ def evaluation_table(result: dict) -> str:
         f"(95 % interval over {result['episodes']} episodes)"
     )
     return "\n".join(lines + (["Note: " + result["note"]] if "note" in result else []))
+
+
+def prediction_table(rows: list[dict]) -> str:
+    """The rows of `inference.prediction.Prediction` as lines of text."""
+    columns = ["image", "label", "probability"] + (["truth"] if "truth" in rows[0] else [])
+    cells = [[f"{row[name]:.3f}" if name == "probability" else row[name] for name in columns] for row in rows]
+    widths = [max(len(row[place]) for row in [columns, *cells]) for place in range(len(columns))]
+    return "\n".join(
+        "   ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip()
+        for row in [columns, *cells]
+    )
+
+
+def prediction_csv(rows: list[dict]) -> bytes:
+    """The same as a CSV file: image, label, probability, where it is known the truth, and a column with the
+    probability of each class."""
+    classes = [f"p({name})" for name in rows[0]["probabilities"]]
+    own = [name for name in rows[0] if name != "probabilities"]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(own + classes)
+    writer.writerows([*(row[name] for name in own), *row["probabilities"].values()] for row in rows)
+    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def analysis_table(analysis: dict) -> str:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from drawn import drawings, write_folder
 from tiny_run import ROOT
 
 README, *PAGES = (
@@ -24,7 +25,18 @@ COMMANDS = list(
         for line in block.strip().splitlines()
     )
 )
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
+PYTHON = [
+    code
+    for text in (README, Path(ROOT, "docs", "use.md").read_text(encoding="utf-8"))
+    for code in re.findall(r"```python\n(.*?)```", text, re.S)
+]
+# What the code prints, by what is in it.
+PRINTED = {
+    "task.export": "task.classes.txt",
+    "stairs": "('stairs', 'stairs')",
+    "task.predict": "probability",
+    "": "Tensor",
+}
 
 # What makes a command short; the rest of it is run as it stands.
 SMALL = (
@@ -33,6 +45,7 @@ SMALL = (
 )
 BENCHMARK = "--tasks 2 --repeat 1 --warmup 0 --width 4"
 SHORTER = {
+    "--support": "",
     "--start-from runs/": SMALL + " --width 4",
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "--preset best-20way-5shot": SMALL,
@@ -64,6 +77,10 @@ def clone(tmp_path_factory):
     shutil.copytree(
         ROOT, folder, ignore=lambda place, names: left(place, names) | ({"runs"} if place == ROOT else set())
     )
+    # A user's own drawings.
+    drawn = drawings()
+    write_folder(folder / "characters" / "support", drawn[:, :1])
+    write_folder(folder / "characters" / "query", drawn[:, 10:12])
     return folder
 
 
@@ -92,7 +109,7 @@ def test_every_command_is_run_or_known():
     ],
 )
 def test_command(clone, command, request):
-    if "--pretrained" in command:
+    if "--pretrained" in command and "--support" not in command:
         request.getfixturevalue("omniglot")
     needs_omniglot = "paddle_maml data" in command or "competition_5way_5shot" in command
     if needs_omniglot:
@@ -120,4 +137,4 @@ def test_python_code(clone, code):
         [sys.executable, "-c", code], cwd=clone, capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stderr
-    assert "Tensor" in result.stdout
+    assert next(said for part, said in PRINTED.items() if part in code) in result.stdout

@@ -151,6 +151,16 @@ def test_works_in_a_paddle_data_loader():
         assert np.array_equal(loaded.numpy(), own)
 
 
+def test_without_a_length_a_shuffling_loader_begins():
+    builder = EpisodeBuilder(numbered_images(), 5, 1, 2)
+    assert len(builder) == 2**20
+    loader = paddle.io.DataLoader(builder, batch_size=2, shuffle=True, places=paddle.CPUPlace())
+    assert next(iter(loader))[0].shape[0] == 2
+    assert np.array_equal(builder[2**31 - 2][0], EpisodeBuilder(numbered_images(), 5, 1, 2)[2**31 - 2][0])
+    with pytest.raises(IndexError):
+        builder[2**31 - 1]
+
+
 def test_classes_of_unequal_size():
     images = numbered_images()
     uneven = [images[i, : 4 + i % 3] for i in range(CLASSES)]

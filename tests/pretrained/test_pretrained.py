@@ -60,6 +60,27 @@ def test_a_finished_run_becomes_weights_with_a_card(shelf, capsys):
     assert f"{report['test']['accuracy']:.2%} +- {report['test']['interval']:.2%}" in screen
 
 
+def test_a_card_is_completed(shelf, capsys):
+    run, folder = shelf
+    before = json.loads((folder / "tiny.json").read_text())
+    assert cli.main(["pretrained", "measure", "tiny"]) == 0
+    card = json.loads((folder / "tiny.json").read_text())
+    measured = card.pop(pretrained.SUPPORT_TEST)
+    assert card == before and measured["statistics"] == "support"
+    assert f"{measured['accuracy']:.2%} +- {measured['interval']:.2%}" in capsys.readouterr().out
+    assert cli.main_eval(["--pretrained", "tiny", "--episodes", "6", "--statistics", "support"]) == 0
+    assert f"{measured['accuracy']:.2%} +- {measured['interval']:.2%}" in capsys.readouterr().out
+
+
+def test_cards_have_the_accuracy_by_both_statistics():
+    for name in pretrained.names():
+        card = pretrained.look_up(name)[2]
+        published, own = card["test"], card[pretrained.SUPPORT_TEST]
+        assert own["statistics"] == "support" and 0.5 < own["accuracy"] < published["accuracy"]
+        alike = "classes", "episodes", "n_way", "k_shot", "k_query", "inner_steps", "seed", "split_rule"
+        assert all(own[entry] == published[entry] for entry in alike)
+
+
 def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
     _, folder = shelf
     with open(folder / "tiny.pdparams", "ab") as file:
