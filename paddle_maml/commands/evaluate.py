@@ -29,6 +29,7 @@ from ..report.tables import analysis_table, evaluation_table, write_json
 # The settings that make a network.
 NETWORK = (
     "learner",
+    "lstm_hidden",
     "network",
     "hidden",
     "batch_norm",

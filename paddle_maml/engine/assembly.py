@@ -25,6 +25,7 @@ from ..data.synthetic import draw_synthetic
 from ..errors import UserError
 from ..kernels import native
 from ..learners.base import Learner
+from ..learners.lstm import LSTMLearner
 from ..learners.maml import MetaLearner
 from ..learners.prototypical import PrototypicalLearner
 from ..networks.conv4 import MAML, Conv4
@@ -140,6 +141,9 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
     net = make_network(settings, images)
     if settings.learner == "prototypical":
         return PrototypicalLearner(net, chunk=settings.chunk)
+    if settings.learner == "lstm":
+        features = net.features if settings.network == "conv4" else EMBEDDING
+        return LSTMLearner(net, settings.n_way, features, settings.lstm_hidden, settings.chunk)
     return MetaLearner(
         net,
         inner_steps=settings.inner_steps,
@@ -223,6 +227,8 @@ def make_optimizer(
 
 def meta_loss_options(settings: Settings, iteration: int) -> dict:
     """The options of the learner's `meta_loss` in a meta-iteration."""
+    if settings.learner == "lstm":
+        return {"iteration": iteration}
     if settings.learner not in SECOND_ORDER:
         return {}
     order = 1 if iteration < settings.first_order_iterations else settings.order

@@ -86,7 +86,7 @@ def score_episodes(
     for start in range(0, episodes, batch):
         indices = ranks.share(range(start, min(start + batch, episodes)))
         if indices:
-            with _without_dropout(learner.net):
+            with _without_dropout(learner):
                 scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
             own.append((slice(indices[0], indices[-1] + 1), scores))
         if between:
@@ -100,9 +100,9 @@ def score_episodes(
 
 
 @contextlib.contextmanager
-def _without_dropout(net):
-    """A network of the user's with its dropout layers switched off; batch norm goes on as it is."""
-    dropping = [part for part in net.sublayers() if "Dropout" in type(part).__name__ and part.training]
+def _without_dropout(learner):
+    """A learner with the dropout layers of its network switched off; batch norm goes on as it is."""
+    dropping = [part for part in learner.sublayers() if "Dropout" in type(part).__name__ and part.training]
     for part in dropping:
         part.training = False
     try:

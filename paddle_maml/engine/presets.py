@@ -73,6 +73,19 @@ _PROTOTYPICAL = dict(
     iterations=10000,
 )
 
+# An LSTM learns slowly and its tasks cost little: many small ones, with rotations (Santoro et al. 2016).
+_LSTM = dict(
+    learner="lstm",
+    n_way=5,
+    k_query=3,
+    rotations=True,
+    meta_batch=32,
+    meta_lr=0.001,
+    meta_lr_schedule="cosine",
+    iterations=20000,
+    val_every=1000,
+)
+
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
     # because it learns faster per episode.
@@ -124,6 +137,8 @@ PRESETS = {
     "prototypical-5way-5shot": dict(_PROTOTYPICAL, n_way=5, k_shot=5),
     "prototypical-20way-1shot": dict(_PROTOTYPICAL, n_way=20, k_shot=1, test_episodes=600),
     "prototypical-20way-5shot": dict(_PROTOTYPICAL, n_way=20, k_shot=5, test_episodes=600),
+    "lstm-5way-1shot": dict(_LSTM, k_shot=1),
+    "lstm-5way-5shot": dict(_LSTM, k_shot=5),
     "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
     "mlp-5way-5shot": dict(
         _MLP, k_shot=5, k_query=5, start_from="mlp-5way-1shot", iterations=8000, val_every=1000
