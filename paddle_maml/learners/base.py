@@ -119,9 +119,7 @@ class Learner(nn.Layer):
 
     def _learned(self):
         """What the learner itself has beside the network, by name."""
-        return {
-            name: tensor for name, tensor in super().state_dict().items() if not name.startswith("net.")
-        }
+        return {name: tensor for name, tensor in super().state_dict().items() if not name.startswith("net.")}
 
     # -------------------------------------------------------------------------------------------------- input
 

@@ -26,8 +26,8 @@ from .embedding import EmbeddingLearner
 class LSTMLearner(EmbeddingLearner):
     """An LSTM over embeddings and labels.
 
-    In training, order and labels of the support set are shuffled. In testing it is read in rounds, an input of
-    each class in each round, the classes in the order of their labels; inputs of one class as they come.
+    In training, order and labels of the support set are shuffled. In testing it is read in rounds, an input
+    of each class in each round, the classes in the order of their labels; inputs of one class as they come.
 
     Args:
         net: the network of the embedding, such as `Conv4`.
@@ -56,6 +56,10 @@ class LSTMLearner(EmbeddingLearner):
         self.n_way, self.features, self.hidden = n_way, features, hidden
         self.lstm = nn.LSTMCell(features + n_way, hidden)
         self.readout = nn.Linear(hidden, n_way)
+        # Embedding and label each move a gate by about 1. By Paddle's own initial weights, which go by
+        # `hidden` alone, a label is hardly seen, and training stays at chance for a long time.
+        deviations = paddle.concat([paddle.full([features], features**-0.5), paddle.ones([n_way])])
+        self.lstm.weight_ih.set_value(paddle.randn([4 * hidden, features + n_way]) * deviations)
         # Remembering is where it begins (Jozefowicz et al. 2015). The gates are input, forget, cell, output.
         bias = self.lstm.bias_ih.numpy()
         bias[hidden : 2 * hidden] = 1

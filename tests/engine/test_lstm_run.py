@@ -35,6 +35,7 @@ def assert_same(ours, theirs):
         np.testing.assert_array_equal(ours[name], theirs[name], err_msg=str(name))
 
 
+@pytest.mark.slow
 def test_it_is_trained_resumed_and_evaluated(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main_train(options(output="whole")) == 0
