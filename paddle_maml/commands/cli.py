@@ -63,8 +63,8 @@ def _train(arguments):
 
 # The settings that matter to an evaluation, and the options that are named differently there.
 _EVALUATED = """
-    dataset data_dir split_rule split_seed preprocessing n_way k_shot learner network hidden batch_norm
-    architecture width image_size in_channels inner_lr inner_optimizer adapted test_inner_steps
+    dataset data_dir split_rule split_seed preprocessing n_way k_shot learner lstm_hidden network hidden
+    batch_norm architecture width image_size in_channels inner_lr inner_optimizer adapted test_inner_steps
     test_inner_batch test_episodes test_k_query seed device chunk
 """.split()
 _EVAL_OPTIONS = {

@@ -25,6 +25,7 @@ from ..data.synthetic import draw_synthetic
 from ..errors import UserError
 from ..kernels import native
 from ..learners.base import Learner
+from ..learners.lstm import LSTMLearner
 from ..learners.maml import MetaLearner
 from ..learners.prototypical import PrototypicalLearner
 from ..learners.reptile import ReptileLearner
@@ -152,6 +153,9 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
             chunk=settings.chunk,
             loss=settings.loss,
         )
+    if settings.learner == "lstm":
+        features = net.features if settings.network == "conv4" else EMBEDDING
+        return LSTMLearner(net, settings.n_way, features, settings.lstm_hidden, settings.chunk)
     return MetaLearner(
         net,
         inner_steps=settings.inner_steps,
@@ -228,7 +232,9 @@ def require_own_network(stored: Settings, given: dict) -> None:
 
 
 # The settings that make a network.
-_NETWORK = "n_way learner network hidden batch_norm architecture width image_size in_channels".split()
+_NETWORK = (
+    "n_way learner lstm_hidden network hidden batch_norm architecture width image_size in_channels".split()
+)
 
 
 def settings_for(of_weights: Settings | None, given: dict) -> Settings:
@@ -283,6 +289,8 @@ def meta_loss_options(settings: Settings, iteration: int) -> dict:
         # A function of seed and iteration alone: a resumed run draws the same, and so does every process.
         words = [settings.seed % 2**32, settings.seed // 2**32, iteration]
         return {"draws": np.random.RandomState(words)}
+    if settings.learner == "lstm":
+        return {"iteration": iteration}
     if settings.learner not in SECOND_ORDER:
         return {}
     order = 1 if iteration < settings.first_order_iterations else settings.order

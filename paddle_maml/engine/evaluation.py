@@ -7,7 +7,6 @@ import math
 from typing import Callable, Iterator
 
 import numpy as np
-from paddle import nn
 
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..errors import UserError
@@ -87,7 +86,7 @@ def score_episodes(
     for start in range(0, episodes, batch):
         indices = ranks.share(range(start, min(start + batch, episodes)))
         if indices:
-            with without_dropout(learner.net):
+            with without_dropout(learner):
                 scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
             own.append((slice(indices[0], indices[-1] + 1), scores))
         if between:
@@ -101,9 +100,9 @@ def score_episodes(
 
 
 @contextlib.contextmanager
-def without_dropout(net: nn.Layer) -> Iterator[None]:
-    """A network of the user's with its dropout layers switched off; batch norm goes on as it is."""
-    dropping = [part for part in net.sublayers() if "Dropout" in type(part).__name__ and part.training]
+def without_dropout(learner: Learner) -> Iterator[None]:
+    """A learner with the dropout layers of its network switched off; batch norm goes on as it is."""
+    dropping = [part for part in learner.sublayers() if "Dropout" in type(part).__name__ and part.training]
     for part in dropping:
         part.training = False
     try:

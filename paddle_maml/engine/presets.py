@@ -130,6 +130,19 @@ _ANIL_20WAY = dict(
     test_episodes=600,
 )
 
+# An LSTM learns slowly and its tasks cost little: many small ones, with rotations (Santoro et al. 2016).
+_LSTM = dict(
+    learner="lstm",
+    n_way=5,
+    k_query=3,
+    rotations=True,
+    meta_batch=32,
+    meta_lr=0.001,
+    meta_lr_schedule="cosine",
+    iterations=20000,
+    val_every=1000,
+)
+
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
     # because it learns faster per episode.
@@ -189,6 +202,8 @@ PRESETS = {
     "reptile-5way-5shot": dict(_REPTILE_5WAY, k_shot=5, k_query=5),
     "reptile-20way-1shot": dict(_REPTILE_20WAY, k_shot=1, k_query=9),
     "reptile-20way-5shot": dict(_REPTILE_20WAY, k_shot=5, k_query=5),
+    "lstm-5way-1shot": dict(_LSTM, k_shot=1),
+    "lstm-5way-5shot": dict(_LSTM, k_shot=5),
     "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
     "mlp-5way-5shot": dict(
         _MLP, k_shot=5, k_query=5, start_from="mlp-5way-1shot", iterations=8000, val_every=1000

@@ -91,14 +91,15 @@ _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0,
 # The learners that adapt by gradient steps, and of these the ones whose meta-gradient goes through the steps.
 WITH_STEPS, SECOND_ORDER = ("maml", "anil", "reptile"), ("maml", "anil")
 # Those whose network embeds, and those that such settings belong to which do not belong to all.
-_EMBED = ("prototypical",)
+_EMBED = ("prototypical", "lstm")
 _OF_LEARNERS = {
     **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
     "multi_step_iterations": SECOND_ORDER,
     **dict.fromkeys(["inner_steps", "inner_lr", "test_inner_steps"], WITH_STEPS),
     "adapted": ("maml",),
-    "train_n_way": _EMBED,
+    "train_n_way": ("prototypical",),
     **dict.fromkeys(["inner_optimizer", "inner_batch", "test_inner_batch"], ("reptile",)),
+    "lstm_hidden": ("lstm",),
 }
 
 _OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
@@ -169,12 +170,15 @@ class Settings:
 
     learner: str = _choice(
         "maml; anil: MAML that adapts the last layer alone; reptile: towards the weights that training on a "
-        "task ends with; prototypical: the nearest class mean in an embedding (docs/learners.md)",
+        "task ends with; prototypical: the nearest class mean in an embedding; lstm: reads the support set, "
+        "then answers (docs/learners.md)",
         "maml",
         "anil",
         "reptile",
         "prototypical",
+        "lstm",
     )
+    lstm_hidden: int = _number(256, "of lstm: the units of its state", "units", 1, 65536)
     network: str = _setting(
         "conv4",
         "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers; MODULE:FUNCTION: "

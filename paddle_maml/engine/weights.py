@@ -100,8 +100,8 @@ def _check_shape(path, name, array, tensor):
     if shape != list(tensor.shape):
         raise UserError(
             f"{path} belongs to another network: {name} has shape {shape} in the file, but "
-            f"{list(tensor.shape)} here; check dataset, network, n_way, width, hidden, image_size, "
-            "in_channels, architecture and inner_steps."
+            f"{list(tensor.shape)} here; check dataset, network, n_way, width, hidden, lstm_hidden, "
+            "image_size, in_channels, architecture and inner_steps."
         )
     if array.dtype.kind != "f" or not np.isfinite(array).all():
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")

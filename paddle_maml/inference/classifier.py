@@ -125,7 +125,7 @@ class Task:
         self.shots = tuple(np.bincount(y, minlength=len(classes)).tolist())
         self._classifier, self._support, self._params = classifier, (x, y), None
         settings, learner = classifier.settings, classifier.learner
-        with own_network_may_fail(settings), without_dropout(learner.net):
+        with own_network_may_fail(settings), without_dropout(learner):
             if hasattr(learner, "adapt"):
                 self._params = learner.adapt(x, y, settings.steps_at_test)
 
@@ -190,7 +190,7 @@ class Task:
         """float64 (N, classes), rows of sum 1."""
         together = len(x) if statistics == "query" else TOGETHER
         settings, learner = self._classifier.settings, self._classifier.learner
-        with own_network_may_fail(settings), without_dropout(learner.net):
+        with own_network_may_fail(settings), without_dropout(learner):
             parts = [
                 self._outputs(learner, x[start : start + together], statistics)
                 for start in range(0, len(x), together)

@@ -22,7 +22,7 @@ class Learner(nn.Layer):
     labels y (N,) or (T, N), or the targets of a regression (N, n) or (T, N, n).
 
     Args:
-        net: the network, any layer; see `task_network`.
+        net: the network, any layer, see `task_network`; None for a learner that has none.
         loss: "cross-entropy", "mean-square", a function of the outputs and targets of one task, or an
             `Objective`.
         chunk: tasks computed side by side; by default what suits the network and the device. It changes time
@@ -35,16 +35,16 @@ class Learner(nn.Layer):
 
     STATISTICS = ("query",)
 
-    def __init__(self, net: nn.Layer, loss="cross-entropy", chunk: int | None = None, optimizer=None):
+    def __init__(self, net: nn.Layer | None, loss="cross-entropy", chunk: int | None = None, optimizer=None):
         super().__init__()
         if chunk is not None and chunk < 1:
             raise ValueError(f"chunk must be at least 1, not {chunk}")
         self.net = net
         # Not by the usual way, which would register the same parameters twice.
-        object.__setattr__(self, "network", task_network(net))
+        object.__setattr__(self, "network", None if net is None else task_network(net))
         self.objective: Objective = objective(loss)
         self.on_cpu = paddle.get_device() == "cpu"
-        self.chunk = chunk or (self.network.together if self.on_cpu else GPU_TOGETHER)
+        self.chunk = chunk or (self.network.together if net is not None and self.on_cpu else GPU_TOGETHER)
         self._optimizer = optimizer
 
     def meta_loss(self, x_spt, y_spt, x_qry, y_qry) -> tuple[paddle.Tensor, paddle.Tensor]:
@@ -83,7 +83,7 @@ class Learner(nn.Layer):
     @property
     def transductive(self) -> bool:
         """Whether by default the answer for a query input depends on the others."""
-        return self.network.batch_statistics
+        return self.network is not None and self.network.batch_statistics
 
     def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps: bool = False) -> list[np.ndarray]:
         """One meta-step on a meta-batch.
@@ -106,7 +106,7 @@ class Learner(nn.Layer):
     def state_dict(self, *args, **kwargs) -> dict:
         """The network's state under the network's own names, so that its weights load without the learner;
         and what the learner itself has learned."""
-        state = self.net.state_dict(*args, **kwargs)
+        state = {} if self.net is None else self.net.state_dict(*args, **kwargs)
         return {**state, **self._learned()}
 
     def set_state_dict(self, state_dict: dict, *args, **kwargs) -> tuple[list, list]:
@@ -115,12 +115,11 @@ class Learner(nn.Layer):
         for name, tensor in self._learned().items():
             if name in state:
                 tensor.set_value(state.pop(name))
-        return self.net.set_state_dict(state, *args, **kwargs)
+        return ([], list(state)) if self.net is None else self.net.set_state_dict(state, *args, **kwargs)
 
     def _learned(self):
         """What the learner itself has beside the network, by name."""
-        own = {**self._parameters, **self._buffers}
-        return {name: tensor for name, tensor in own.items() if tensor is not None}
+        return {name: tensor for name, tensor in super().state_dict().items() if not name.startswith("net.")}
 
     # -------------------------------------------------------------------------------------------------- input
 
@@ -142,7 +141,8 @@ class Learner(nn.Layer):
         # ReLU and maximum take NaN for zero: the loss would not show it.
         if not bool(paddle.isfinite(tensor).all()):
             raise ValueError("inputs must be finite numbers; some are infinite or NaN")
-        return tensor.astype(self.net.parameters()[0].dtype)
+        parameters = (self if self.net is None else self.net).parameters()
+        return tensor.astype(parameters[0].dtype if parameters else paddle.get_default_dtype())
 
     def _labelled(self, x, y):
         """Inputs and targets as tensors (T, N, ...), and whether they are of one task."""

@@ -1,0 +1,138 @@
+"""An LSTM that reads the support set and then answers, without any gradient step.
+
+Hochreiter, Younger, Conwell 2001, "Learning to Learn Using Gradient Descent": the weights of a recurrent
+network are learned over many tasks, and what it learns of one task is its state. Santoro et al. 2016,
+"Meta-Learning with Memory-Augmented Neural Networks": in every episode the classes have other labels, so that
+only the support set can tell them.
+
+The LSTM reads an embedding of each support input together with its label. From the state after the last one
+every query input is read by itself, with zeros for its label, so that its answer depends on no other query
+input. The loss is that of these answers alone. Santoro et al. give each label one input late, and score the
+answer to every input on the way.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import paddle
+import paddle.nn.functional as F
+from paddle import nn
+
+from .embedding import EmbeddingLearner
+
+
+class LSTMLearner(EmbeddingLearner):
+    """An LSTM over embeddings and labels.
+
+    In training, order and labels of the support set are shuffled. In testing it is read in rounds, an input
+    of each class in each round, the classes in the order of their labels; inputs of one class as they come.
+
+    Args:
+        net: the network of the embedding, such as `Conv4`.
+        n_way: classes of a task.
+        features: numbers of an embedding.
+        hidden: units of the LSTM.
+        chunk, optimizer: as of `Learner`; chunk counts for the embeddings.
+
+    Raises:
+        ValueError: a size is below 1; and what `Learner` raises.
+    """
+
+    def __init__(
+        self,
+        net: nn.Layer,
+        n_way: int,
+        features: int,
+        hidden: int = 256,
+        chunk: int | None = None,
+        optimizer=None,
+    ):
+        super().__init__(net, "cross-entropy", chunk, optimizer)
+        for name, value in [("n_way", n_way), ("features", features), ("hidden", hidden)]:
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        self.n_way, self.features, self.hidden = n_way, features, hidden
+        self.lstm = nn.LSTMCell(features + n_way, hidden)
+        self.readout = nn.Linear(hidden, n_way)
+        # Embedding and label each move a gate by about 1. By Paddle's own initial weights, which go by
+        # `hidden` alone, a label is hardly seen, and training stays at chance for a long time.
+        deviations = paddle.concat([paddle.full([features], features**-0.5), paddle.ones([n_way])])
+        self.lstm.weight_ih.set_value(paddle.randn([4 * hidden, features + n_way]) * deviations)
+        # Remembering is where it begins (Jozefowicz et al. 2015). The gates are input, forget, cell, output.
+        bias = self.lstm.bias_ih.numpy()
+        bias[hidden : 2 * hidden] = 1
+        self.lstm.bias_ih.set_value(bias)
+
+    def meta_loss(
+        self, x_spt, y_spt, x_qry, y_qry, iteration: int = 0
+    ) -> tuple[paddle.Tensor, paddle.Tensor]:
+        """The mean cross-entropy of the answers to the query sets, and the accuracy.
+
+        Args:
+            x_spt, y_spt, x_qry, y_qry: as of `Learner`.
+            iteration: the number of the meta-iteration. With the support inputs of a task it decides how that
+                is shuffled, wherever the task stands in a batch.
+        """
+        (x_spt, y_spt, x_qry, y_qry), _ = self._task_set(x_spt, y_spt, x_qry, y_qry)
+        randoms = [np.random.RandomState([zlib.crc32(x.tobytes()), iteration]) for x in x_spt.numpy()]
+        orders = np.stack([random.permutation(x_spt.shape[1]) for random in randoms])
+        names = paddle.to_tensor(np.stack([random.permutation(self.n_way) for random in randoms]))
+        labels, answers = (paddle.take_along_axis(names, self._labels(y), axis=1) for y in (y_spt, y_qry))
+        logits, targets = self._logits(x_spt, labels, x_qry, orders, "query"), self.objective.targets(answers)
+        loss, score = self.objective.loss(logits, targets), self.objective.score(logits.detach(), targets)
+        return loss.mean(), score.mean()
+
+    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
+        """Logits of the query inputs: (T, N, n_way), or (N, n_way) of one task.
+
+        Args:
+            x_spt, y_spt, x_qry: as for `meta_loss`.
+            statistics: "population" (the default), or "query": those of the whole episode, support and query
+                set together.
+        """
+        statistics = self._choice_of(statistics)
+        (x_spt, y_spt, x_qry), single = self._task_set(x_spt, y_spt, x_qry)
+        labels = self._labels(y_spt)
+        orders = np.stack([in_rounds(task) for task in labels.numpy()])
+        with paddle.no_grad():
+            outputs = self._logits(x_spt, labels, x_qry, orders, statistics).numpy()
+        return outputs[0] if single else outputs
+
+    def _labels(self, y):
+        """Labels (T, N) as int64; ValueError for those that the LSTM has no place for."""
+        labels = self.objective.targets(y)
+        if labels.highest >= self.n_way:
+            raise ValueError(f"labels must be 0 to {self.n_way - 1}, not up to {labels.highest}")
+        return labels.numbers
+
+    def _logits(self, x_spt, labels, x_qry, orders, statistics):
+        """Logits (T, N, n_way) of the query inputs, when the support inputs are read in the orders (T, N)."""
+        parts = self._chunks([x_spt, x_qry])
+        embeddings = paddle.concat(
+            [self.embed(paddle.concat(part, axis=1), statistics).flatten(2) for part in parts]
+        )
+        if embeddings.shape[2] != self.features:
+            raise ValueError(f"embeddings must have {self.features} numbers, not {embeddings.shape[2]}")
+        (tasks, shots), queries = orders.shape, x_qry.shape[1]
+        pairs = paddle.concat(
+            [embeddings[:, :shots], F.one_hot(labels, self.n_way).astype(embeddings.dtype)], axis=2
+        )
+        # Numbered over all tasks.
+        places = paddle.to_tensor((orders + shots * np.arange(tasks)[:, None]).T.flatten())
+        steps = pairs.flatten(0, 1).gather(places).reshape([shots, tasks, -1])
+        state = [paddle.zeros([tasks, self.hidden], pairs.dtype)] * 2
+        for step in steps.unbind(axis=0):
+            _, state = self.lstm(step, state)
+        empty = paddle.zeros([tasks, queries, self.n_way], pairs.dtype)
+        inputs = paddle.concat([embeddings[:, shots:], empty], axis=2).flatten(0, 1)
+        state = [part.unsqueeze(1).expand([tasks, queries, self.hidden]).flatten(0, 1) for part in state]
+        return self.readout(self.lstm(inputs, state)[0]).reshape([tasks, queries, self.n_way])
+
+
+def in_rounds(labels: np.ndarray) -> np.ndarray:
+    """The order (N,) in which the inputs of one task are read in testing: the first of each class by label,
+    then the second of each, and so on."""
+    rounds = [np.sum(labels[:place] == label) for place, label in enumerate(labels)]
+    return np.lexsort((labels, rounds))
