@@ -58,8 +58,8 @@ def _train(arguments):
 # The settings that matter to an evaluation, and the options that are named differently there.
 _EVALUATED = """
     dataset data_dir split_rule split_seed preprocessing n_way k_shot learner network hidden batch_norm
-    architecture width image_size in_channels inner_lr adapted test_inner_steps test_episodes test_k_query
-    seed device chunk
+    architecture width image_size in_channels inner_lr head adapted test_inner_steps test_episodes
+    test_k_query seed device chunk
 """.split()
 _EVAL_OPTIONS = {
     "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
@@ -70,6 +70,10 @@ _EVAL_OPTIONS = {
     ),
     "seed": ("--seed", "decides the episodes"),
 }
+
+
+# What is asked of an evaluation beside settings.
+_ASKED = ("weights", "pretrained", "part", "json", "analyse", "statistics", "time")
 
 
 def _evaluate(arguments):
@@ -90,10 +94,17 @@ def _evaluate(arguments):
         "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
     )
     add("--analyse", metavar="FOLDER", help=text)
+    text = (
+        "what batch norm knows in answering: query, all query images together; support, or one: the support "
+        "set, or with it the one query image; population, training's mean; default: the learner's own"
+    )
+    add("--statistics", choices=("query", "support", "one", "population"), help=text)
+    text = "also measure how long a task and a query image take, when the machine has nothing else to do"
+    add("--time", action="store_true", help=text)
     add("--json", metavar="PATH", help="also write the result to this file")
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
-    asked = {name: given.pop(name) for name in ("weights", "pretrained", "part", "json", "analyse")}
+    asked = {name: given.pop(name) for name in _ASKED}
     if bool(asked["weights"]) == bool(asked["pretrained"]):
         raise UserError("Give either --weights or --pretrained, and not an empty one.")
     folder = asked["analyse"]
@@ -101,6 +112,9 @@ def _evaluate(arguments):
         raise UserError("--analyse is '', which is not a folder; name one.")
     if folder and asked["part"] == "all":
         raise UserError("--split is all, but --analyse compares with validation classes: leave it out.")
+    for option in ("statistics", "time") if folder else ():
+        if asked[option]:
+            raise UserError(f"--{option} says nothing to --analyse: leave one of them out.")
     if folder:
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:
@@ -153,14 +167,24 @@ def _results(parser, arguments):
     """Keep what shows how a run went, and tabulate it."""
     what = (
         "keep: copy report, log and curve of the run in the first folder to the second; table: print a line "
-        "for each folder"
+        "for each folder; learners: print a line for each learner that reports, cards or files of eval.py "
+        "--json tell of"
     )
-    parser.add_argument("what", choices=("keep", "table"), help=what)
+    parser.add_argument("what", choices=("keep", "table", "learners"), help=what)
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    text = "of learners: also draw accuracy against the time to adapt"
+    parser.add_argument("--picture", metavar="PNG", help=text)
     given = parser.parse(arguments)
+    if given["picture"] is not None:
+        if given["what"] != "learners":
+            raise UserError(f"--picture says nothing to {given['what']}: leave it out.")
+        check_target(given["picture"], "--picture")
+    from ..engine.comparison import table as table_of_learners
     from ..engine.results import keep, table
 
-    if given["what"] == "table":
+    if given["what"] == "learners":
+        print(table_of_learners(given["folders"], given["picture"]))
+    elif given["what"] == "table":
         print(table(given["folders"]))
     elif len(given["folders"]) != 2:
         raise UserError(f"keep takes two folders, RUN and FOLDER, not {len(given['folders'])}.")

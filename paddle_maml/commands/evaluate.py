@@ -22,9 +22,10 @@ from ..engine.evaluation import evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import WITH_STEPS, Settings, flag, settings_from_dict
+from ..engine.timing import time_tasks
 from ..engine.weights import load_weights
 from ..errors import UserError
-from ..report.tables import analysis_table, evaluation_table, write_json
+from ..report.tables import analysis_table, evaluation_table, times_line, write_json
 
 # The settings that make a network.
 NETWORK = (
@@ -58,6 +59,13 @@ def _run(asked, name, weights, origin, settings):
     require_classes(settings, {part: images}, "add classes, or take those of all parts with --split all")
     learner = make_learner(settings, images)
     load_weights(learner, weights)
+    if asked["statistics"]:
+        if asked["statistics"] not in learner.STATISTICS:
+            raise UserError(
+                f"--statistics is {asked['statistics']}, but the learner {settings.learner} has "
+                f"{' and '.join(learner.STATISTICS)}: choose of these."
+            )
+        learner.statistics = asked["statistics"]
     seen = classes_trained_on(origin, settings, part) if part != "train" else 0
     if seen:
         print(
@@ -86,7 +94,13 @@ def _run(asked, name, weights, origin, settings):
         episodes = evaluation_episodes(settings, images)
         result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
         report = {"evaluation": describe(result, settings, images, rule, part)}
+        if asked["statistics"]:
+            report["evaluation"]["statistics"] = asked["statistics"]
         print(evaluation_table(report["evaluation"]))
+        report["parameters"] = sum(p.size for p in learner.parameters() if not p.stop_gradient)
+        if asked["time"]:
+            report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
+            print(times_line(report["times"]))
     report.update(
         weights=name or os.path.abspath(weights),
         classes_trained_on=seen,
@@ -114,7 +128,9 @@ def _settings(origin, given):
     """
     trained = origin.settings if origin else Settings()
     require_own_network(trained, given)
-    for name in ("n_way", *NETWORK) if origin else ():
+    # What embeds has no output for each class.
+    fixed = NETWORK if trained.embeds else ("n_way", *NETWORK)
+    for name in fixed if origin else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
                 f"{flag(name)} is {given[name]}, but these weights are of a network with "

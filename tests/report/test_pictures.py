@@ -56,3 +56,18 @@ def test_a_sheet_has_its_images_and_images_stand_under_one_another():
 def test_plots_of_nothing_and_of_one_point_are_drawn():
     for points in ([], [(1, 0.5)]):
         pictures.draw_plots([("nothing", {"line": points}, 0)], 1)
+
+
+def test_points_stand_where_their_numbers_are():
+    image = pictures.draw_points([("fast", 1.0, 90.0), ("slow", 100.0, 99.0)], "ms", "%")
+    (x, y), (x_end, y_end) = (
+        np.median(pixels(image.crop((0, 40, image.width, image.height)), colour), axis=0)
+        for colour in pictures.COLOURS[:2]
+    )
+    assert x_end - x > 200 and y - y_end > 100
+
+
+def test_names_of_points_that_lie_together_do_not_cover_each_other():
+    image = pictures.draw_points([("one", 10.0, 50.0), ("two", 10.0, 50.0)], "ms", "%")
+    rows = [set(pixels(image, colour)[:, 1]) for colour in pictures.COLOURS[:2]]
+    assert max(rows[1]) >= max(rows[0]) + 10
