@@ -66,7 +66,8 @@ def compare(paths: list[str]) -> list[dict]:
         for name, value in protocol.items():
             if value != first[1][name]:
                 raise UserError(
-                    f"{path} cannot be compared with {first[0]}: {name} is {value}, and {first[1][name]} there."
+                    f"{path} cannot be compared with {first[0]}: {name} is {value}, and there "
+                    f"{first[1][name]}."
                 )
         key = name_of(settings), "note" in test
         row = rows.setdefault(
@@ -118,7 +119,11 @@ def table(paths: list[str], picture: str | None = None) -> str:
     rows = compare(paths)
     if picture:
         points = [
-            (row["learner"] + (" *" if row["together"] else ""), 1000 * row["times"]["adapt_s"], 100 * accuracy)
+            (
+                row["learner"] + (" *" if row["together"] else ""),
+                1000 * row["times"]["adapt_s"],
+                100 * accuracy,
+            )
             for row in rows
             if row["times"]
             for accuracy, _ in [row["results"][TASKS[0]]]

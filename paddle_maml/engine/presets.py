@@ -73,10 +73,10 @@ _PROTOTYPICAL = dict(
     iterations=10000,
 )
 
-# One run for all four tasks: the network knows nothing of their number of classes, and a new head is fitted to
-# each. It is validated, and tested at its end, on the hardest. The head is that of training (Chen et al. 2019:
-# linear in Baseline, cosine in Baseline++); the body stays. Rotations are further classes (Santoro et al.
-# 2016). Two batches a step, one for each of two cores.
+# One run for all four tasks: the network knows nothing of their number of classes, and a new head is fitted
+# to each. It is validated, and tested at its end, on the hardest. The head is that of training (Chen et al.
+# 2019: linear in Baseline, cosine in Baseline++); the body stays. Rotations are further classes (Santoro et
+# al. 2016). Two batches a step, one for each of two cores.
 _FINE_TUNING = dict(
     learner="fine-tuning",
     adapted="head",

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import write_together
@@ -65,8 +66,10 @@ def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:
         content = None
     tested = {"interval": NUMBER, "episodes": int, "n_way": int, "k_shot": int}
     test = tested_in(content) if isinstance(content, dict) else None
-    if not has(content, {"settings": dict, **types}) or not isinstance(test, dict) or not has(
-        test, {**tested, score_key(test): NUMBER}
+    if (
+        not has(content, {"settings": dict, **types})
+        or not isinstance(test, dict)
+        or not has(test, {**tested, score_key(test): NUMBER})
     ):
         raise UserError(f"{path} is damaged: get it anew.")
     try:
@@ -82,7 +85,7 @@ def tested_in(report: dict) -> dict:
     return report.get("test", report.get("evaluation"))
 
 
-def has(content, types):
+def has(content: Any, types: dict) -> bool:
     """Whether a dict has values of these types, and numbers that arithmetic takes: JSON has NaN, and whole
     numbers that no float holds."""
     return isinstance(content, dict) and all(

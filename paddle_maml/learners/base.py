@@ -16,9 +16,9 @@ GPU_TOGETHER = 32
 class Learner(nn.Layer):
     """A network that learns from tasks how to solve further ones.
 
-    `STATISTICS` are the choices that `predict` has for what batch norm knows when it answers; the first is the
-    default, until the attribute `statistics` names another. `TRAINING_ONLY` are the names
-    in `state_dict` of what only training needs: weights that are kept go without it.
+    `STATISTICS` are the choices that `predict` has for what batch norm knows when it answers; the first is
+    the default, until the attribute `statistics` names another. `TRAINING_ONLY` are the names in `state_dict`
+    of what only training needs: weights that are kept go without it.
 
     Its methods take one task or T of them side by side, and answer in kind: inputs x (N, ...) or (T, N, ...),
     labels y (N,) or (T, N), or the targets of a regression (N, n) or (T, N, n).

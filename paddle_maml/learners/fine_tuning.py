@@ -22,7 +22,7 @@ HEADS = ("linear", "cosine")
 # The scale of cosines of Chen et al.'s code: 2 for at most so many classes, and 10 for more, which could not
 # come near a loss of zero otherwise.
 FEW_CLASSES, SCALE_OF_FEW, SCALE_OF_MANY = 200, 2.0, 10.0
-EPSILON = 1e-10  # under a root: the direction of no features is none, and has a gradient
+EPSILON = 1e-12  # under a root: the direction of no features is none, and has a gradient
 
 
 def head_logits(features: paddle.Tensor, head: list[paddle.Tensor]) -> paddle.Tensor:

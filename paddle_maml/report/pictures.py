@@ -114,7 +114,10 @@ def draw_points(points: list[tuple[str, float, float]], x_title: str, y_title: s
         points: list of (name, x, y), x above 0.
         x_title, y_title: of the axes.
     """
-    size, (left, right, top, bottom) = (2 * PANEL_WIDTH, 2 * PANEL_HEIGHT), (_LEFT, _RIGHT, _TOP, _BOTTOM + 14)
+    size, (left, right, top, bottom) = (
+        (2 * PANEL_WIDTH, 2 * PANEL_HEIGHT),
+        (_LEFT, _RIGHT, _TOP, _BOTTOM + 14),
+    )
     exponents = [math.floor(math.log10(min(x for _, x, _ in points)))]
     exponents.append(max(exponents[0] + 1, math.ceil(math.log10(max(x for _, x, _ in points)))))
     lowest, highest = (end(y for _, _, y in points) for end in (min, max))
@@ -146,10 +149,12 @@ def draw_points(points: list[tuple[str, float, float]], x_title: str, y_title: s
         width = 6 * len(name)
         start = across + 8 if across + 8 + width < size[0] else across - 8 - width
         height = down - 6
-        while any(abs(height - other) < 12 and start < end and begin < start + width for begin, end, other in taken):
+        while any(
+            abs(height - other) < 12 and start < end and begin < start + width for begin, end, other in taken
+        ):
             height += 12
         taken.append((start, start + width, height))
-        draw.text((start, height), name, colour)
+        draw.text((start, height), name, BLACK)
     return image
 
 

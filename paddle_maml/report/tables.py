@@ -58,8 +58,8 @@ def evaluation_table(result: dict) -> str:
 def times_line(times: dict) -> str:
     """What `time_tasks` measured, as a line of text."""
     return (
-        f"Time: {1000 * times['adapt_s']:.2f} ms to adapt to a task, {1000 * times['query_s']:.3f} ms a query "
-        f"input (medians of {times['repeat']} tasks)."
+        f"Time: {1000 * times['adapt_s']:.2f} ms to adapt to a task, {1000 * times['query_s']:.3f} ms a "
+        f"query input (medians of {times['repeat']} tasks)."
     )
 
 

@@ -13,8 +13,8 @@ from paddle_maml.errors import UserError
 CLASSES, DRAWERS = 7, 5
 # SHA-256 over the arrays of batches 0, 1 and 10**6, of seed 7 and of the largest seed.
 GOLDEN = {
-    False: "",
-    True: "",
+    False: "aad92beebd53bdcd0ca96b8ad47119f2e27857dc857360ed7e279920119c6e92",
+    True: "9f1f8b105c27dda272a61034745e349dea1f553cdbff1e8d98656e1cafdff384",
 }
 
 

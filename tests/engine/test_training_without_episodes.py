@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,7 +38,7 @@ def test_the_head_of_training_is_for_going_on_alone(run):
     newest, best = (read_file(os.path.join(path, name)) for name in (checkpoint.WEIGHTS, checkpoint.BEST))
     assert set(newest) - set(best) == HEAD
     assert newest["training_weight"].shape[1] % 4 == 0  # rotated classes are further ones
-    report = json.loads((open(os.path.join(run, "report.json"))).read())
+    report = json.loads(Path(run, "report.json").read_text())
     assert report["test"]["learner"] == "fine-tuning" and "note" not in report["test"]
     assert len(report["test"]["accuracy_per_step"]) == 1 and report["test"]["inner_steps"] == 4
 
@@ -53,7 +54,7 @@ def test_its_weights_answer_tasks_of_any_number_of_classes(run, tmp_path, capsys
     }.items():
         command = ["--weights", run, "--episodes", "4", "--k-query", "2", "--json", path, *more]
         assert cli.main_eval(command) == 0, name
-        shown[name] = json.loads(open(path).read())
+        shown[name] = json.loads(Path(path).read_text())
     tested = {name: report["evaluation"] for name, report in shown.items()}
     assert (tested["other task"]["n_way"], tested["other task"]["head"]) == (3, "cosine")
     assert tested["all"]["adapted"] == "all" and "note" not in tested["all"]
