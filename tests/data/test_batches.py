@@ -64,6 +64,22 @@ def test_golden(rotations):
     assert digest.hexdigest() == GOLDEN[rotations]
 
 
+def test_crops_and_flips_change_the_images_of_the_same_batch():
+    random = np.random.RandomState(0)
+    images = ImageSet("own", ("a", "b"), random.randint(256, size=[2, 3, 1, 10, 10]).astype(np.uint8))
+    x, y = BatchBuilder(images, 8, seed=1)[4]
+    changed, labels = BatchBuilder(images, 8, seed=1, crops=True, flips=True)[4]
+    assert (
+        (labels == y).all()
+        and (changed != x).any()
+        and (changed == BatchBuilder(images, 8, seed=1, crops=True, flips=True)[4][0]).all()
+    )
+    flipped = BatchBuilder(images, 8, seed=1, flips=True)[4][0]
+    mirrored = [(one == other[..., ::-1]).all() for one, other in zip(flipped, x)]
+    assert 0 < sum(mirrored) < 8
+    assert all(there or (one == other).all() for there, one, other in zip(mirrored, flipped, x))
+
+
 def test_every_label_comes():
     builder = BatchBuilder(numbered(), 400, rotations=True)
     assert sorted(set(builder[0][1])) == list(range(builder.labels)) == list(range(4 * CLASSES))
