@@ -63,7 +63,7 @@ def _train(arguments):
 
 # The settings that matter to an evaluation, and the options that are named differently there.
 _EVALUATED = """
-    dataset data_dir split_rule split_seed preprocessing n_way k_shot learner lstm_hidden network hidden
+    dataset data_dir split_rule split_seed preprocessing n_way k_shot learner lstm_hidden head network hidden
     batch_norm architecture width image_size in_channels inner_lr inner_optimizer adapted test_inner_steps
     test_inner_batch test_episodes test_k_query seed device chunk
 """.split()
@@ -107,9 +107,10 @@ def _evaluate(arguments):
         raise UserError("--analyse is '', which is not a folder; name one.")
     if folder and asked["part"] == "all":
         raise UserError("--split is all, but --analyse compares with validation classes: leave it out.")
+    for option in ("statistics", "time") if folder else ():
+        if asked[option]:
+            raise UserError(f"--{option} says nothing to --analyse: leave one of them out.")
     if folder:
-        if asked["statistics"]:
-            raise UserError("--statistics says nothing to --analyse, which compares them: leave one out.")
         check_target(os.path.join(folder, ANALYSIS), "--analyse", may_make_folder=True)
     if asked["json"] is not None:
         check_target(asked["json"], "--json")
@@ -156,6 +157,8 @@ def _add_output(group):
         "of one alphabet, confusions); FOLDER gets it as JSON, and pictures"
     )
     add("--analyse", metavar="FOLDER", help=text)
+    text = "also measure how long a task and a query image take, when the machine has nothing else to do"
+    add("--time", action="store_true", default=None, help=text)
     add("--json", metavar="PATH", help="also write the result to this file")
     text = "write the answers for your own images to this file, PATH.csv or PATH.json"
     add("--predictions", metavar="PATH", help=text)
@@ -169,7 +172,7 @@ def _classify(asked, given):
     for name in ("support", "query"):
         if not asked[name]:
             raise UserError(f"--{name} is missing: --support and --query belong together.")
-    useless = [f"--{name}" for name in ("analyse", "json") if asked[name] is not None]
+    useless = [f"--{name}" for name in ("analyse", "time", "json") if asked[name] is not None]
     useless += ["--split"] if asked["part"] else []
     useless += [_EVAL_OPTIONS.get(name, (flag(name),))[0] for name in _OF_EPISODES if name in given]
     if useless:
@@ -227,14 +230,24 @@ def _results(parser, arguments):
     """Keep what shows how a run went, and tabulate it."""
     what = (
         "keep: copy report, log and curve of the run in the first folder to the second; table: print a line "
-        "for each folder"
+        "for each folder; learners: print a line for each learner that reports, cards or files of eval.py "
+        "--json tell of"
     )
-    parser.add_argument("what", choices=("keep", "table"), help=what)
+    parser.add_argument("what", choices=("keep", "table", "learners"), help=what)
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
+    text = "of learners: also draw accuracy against the time to adapt"
+    parser.add_argument("--picture", metavar="PNG", help=text)
     given = parser.parse(arguments)
+    if given["picture"] is not None:
+        if given["what"] != "learners":
+            raise UserError(f"--picture says nothing to {given['what']}: leave it out.")
+        check_target(given["picture"], "--picture")
+    from ..engine.comparison import table as table_of_learners
     from ..engine.results import keep, table
 
-    if given["what"] == "table":
+    if given["what"] == "learners":
+        print(table_of_learners(given["folders"], given["picture"]))
+    elif given["what"] == "table":
         print(table(given["folders"]))
     elif len(given["folders"]) != 2:
         raise UserError(f"keep takes two folders, RUN and FOLDER, not {len(given['folders'])}.")

@@ -6,7 +6,7 @@ import os
 import sys
 
 from ..data.images import ImageSet
-from ..engine.analysis import analyse, evaluate_answers, write_analysis
+from ..engine.analysis import analyse, write_analysis
 from ..engine.assembly import (
     choose_device,
     describe,
@@ -18,13 +18,14 @@ from ..engine.assembly import (
     require_classes,
     settings_for,
 )
-from ..engine.evaluation import evaluate
+from ..engine.evaluation import choose_statistics, evaluate
 from ..engine.provenance import classes_trained_on, find_weights, look_up
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import WITH_STEPS
+from ..engine.timing import time_tasks
 from ..engine.weights import load_weights
 from ..errors import UserError
-from ..report.tables import analysis_table, evaluation_table, write_json
+from ..report.tables import analysis_table, evaluation_table, times_line, write_json
 
 
 def run(asked: dict, given: dict) -> None:
@@ -46,6 +47,8 @@ def _run(asked, name, weights, origin, settings):
     require_classes(settings, {part: images}, "add classes, or take those of all parts with --split all")
     learner = make_learner(settings, images)
     load_weights(learner, weights)
+    if asked["statistics"]:
+        choose_statistics(learner, asked["statistics"])
     seen = classes_trained_on(origin, settings, part) if part != "train" else 0
     if seen:
         print(
@@ -74,11 +77,13 @@ def _run(asked, name, weights, origin, settings):
         report = {"analysis": {**about, **analysis}}
     else:
         episodes = evaluation_episodes(settings, images)
-        how = learner, episodes, settings.test_episodes, settings.steps_at_test
-        statistics = asked["statistics"]
-        result = evaluate_answers(*how, statistics) if statistics else evaluate(*how)
+        result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
+        report["parameters"] = sum(p.size for p in learner.parameters() if not p.stop_gradient)
+        if asked["time"]:
+            report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
+            print(times_line(report["times"]))
     report.update(
         weights=name or os.path.abspath(weights),
         classes_trained_on=seen,

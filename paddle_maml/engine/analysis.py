@@ -18,7 +18,7 @@ from ..learners.maml import MetaLearner
 from ..report.pictures import draw_matrix, draw_sheet, png, stacked
 from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
 from .assembly import evaluation_episodes
-from .evaluation import Diverged, mean_and_interval, score_episodes
+from .evaluation import BATCH_STATISTICS, Diverged, mean_and_interval, score_episodes
 from .settings import Settings
 
 INNER_STEPS = 10
@@ -30,12 +30,6 @@ EXAMPLES, MISTAKES = (
 )  # images of each class of a pair, and query images of an episode, that are shown at most
 BATCH = 16  # episodes at a time; it changes memory only
 
-BATCH_STATISTICS = {
-    "query": "the whole query set (published protocol)",
-    "one": "the support set and one query image",
-    "support": "the support set alone",
-    "population": "training images",
-}
 CONFUSION, WORST_EPISODES = "confusion.png", "worst.png"
 
 
@@ -67,31 +61,6 @@ def predict_episodes(
             raise Diverged("A score is not a finite number: lower inner_lr.")
         predicted.append(logits.argmax(axis=-1))
     return Predictions(builder, np.concatenate(predicted), y_qry[0])
-
-
-def evaluate_answers(
-    learner: Learner, builder: EpisodeBuilder, episodes: int, steps: int | None, statistics: str
-) -> dict:
-    """Accuracy with batch statistics of a choice, without the steps on the way.
-
-    Args:
-        statistics: as of `predict_episodes`, and what else is.
-
-    Returns:
-        As `evaluation.evaluate`, without the loss and what is `..._per_step`; `statistics` too.
-
-    Raises:
-        UserError: the learner has no such choice.
-        Diverged: a score is not a finite number.
-    """
-    if statistics not in learner.STATISTICS:
-        raise UserError(
-            f"statistics is {statistics!r}, but must be one of {', '.join(learner.STATISTICS)} for these "
-            "weights."
-        )
-    accuracies = predict_episodes(learner, builder, episodes, steps, statistics).accuracies
-    note = f"batch norm uses the statistics of {BATCH_STATISTICS[statistics]}"
-    return {**_summary(accuracies), "episodes": episodes, "statistics": statistics, "note": note}
 
 
 def analyse(

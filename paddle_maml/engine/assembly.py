@@ -15,6 +15,7 @@ from typing import Callable, Iterator
 import numpy as np
 import paddle
 
+from ..data.batches import BatchBuilder, labels_of
 from ..data.episodes import EpisodeBuilder
 from ..data.folder import load_folder
 from ..data.images import ImageSet
@@ -25,6 +26,7 @@ from ..data.synthetic import draw_synthetic
 from ..errors import UserError
 from ..kernels import native
 from ..learners.base import Learner
+from ..learners.fine_tuning import FineTuningLearner
 from ..learners.lstm import LSTMLearner
 from ..learners.maml import MetaLearner
 from ..learners.prototypical import PrototypicalLearner
@@ -137,9 +139,21 @@ def _load(settings, distortions, announce):
     }, rule
 
 
-def make_learner(settings: Settings, images: ImageSet | Sinusoids) -> Learner:
-    """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds."""
+def make_learner(settings: Settings, images: ImageSet | Sinusoids, training: bool = False) -> Learner:
+    """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds; if
+    it is for training, with what only training needs."""
     net = make_network(settings, images)
+    if settings.learner == "fine-tuning":
+        return FineTuningLearner(
+            net,
+            labels_of(images, settings.rotations) if training else None,
+            head=settings.head,
+            adapted=settings.adapted,
+            steps=settings.fitting_steps,
+            rate=settings.inner_lr,
+            features=getattr(net, "features", EMBEDDING),
+            chunk=settings.chunk,
+        )
     if settings.learner == "prototypical":
         return PrototypicalLearner(net, chunk=settings.chunk)
     if settings.learner == "reptile":
@@ -235,6 +249,8 @@ def require_own_network(stored: Settings, given: dict) -> None:
 _NETWORK = (
     "n_way learner lstm_hidden network hidden batch_norm architecture width image_size in_channels".split()
 )
+# Those of them whose network is the same for any number of classes.
+_ANY_N_WAY = ("prototypical", "fine-tuning")
 
 
 def settings_for(of_weights: Settings | None, given: dict) -> Settings:
@@ -251,7 +267,7 @@ def settings_for(of_weights: Settings | None, given: dict) -> Settings:
     """
     trained = of_weights or Settings()
     require_own_network(trained, given)
-    for name in _NETWORK if of_weights else ():
+    for name in _NETWORK[trained.learner in _ANY_N_WAY :] if of_weights else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
                 f"{flag(name)} is {given[name]}, but these weights are of a network with "
@@ -309,16 +325,18 @@ def multi_step_weights(iteration: int, period: int, inner_steps: int) -> list[fl
     return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
 
 
-def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder:
-    """The `EpisodeBuilder` of training, of an `ImageSet`."""
-    return _episodes(
-        dataclasses.replace(settings, n_way=settings.train_n_way or settings.n_way),
-        images,
-        settings.k_query,
-        rotations=settings.rotations,
-        crops=settings.random_crops,
-        flips=settings.random_flips,
-    )
+def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder | BatchBuilder:
+    """The `EpisodeBuilder` of training, of an `ImageSet`; of a learner that trains without episodes the
+    `BatchBuilder`."""
+    changes = {
+        "rotations": settings.rotations,
+        "crops": settings.random_crops,
+        "flips": settings.random_flips,
+    }
+    if settings.learner == "fine-tuning":
+        return BatchBuilder(images, settings.batch_size, settings.seed, **changes)
+    settings = dataclasses.replace(settings, n_way=settings.train_n_way or settings.n_way)
+    return _episodes(settings, images, settings.k_query, **changes)
 
 
 def evaluation_episodes(settings: Settings, images: ImageSet, **options: bool) -> EpisodeBuilder:
@@ -361,15 +379,20 @@ def environment(device: str) -> dict:
 
 def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part: str) -> dict:
     """A result of `evaluate` with what it was measured on."""
-    steps = (
-        {}
-        if settings.learner not in WITH_STEPS
-        else {
+    steps = {}
+    if settings.learner in WITH_STEPS:
+        steps = {
             "inner_steps": settings.steps_at_test,
             "inner_lr": settings.inner_lr,
             "learn_inner_lr": settings.learn_inner_lr,
         }
-    )
+    if settings.learner == "fine-tuning":
+        steps = {
+            "head": settings.head,
+            "adapted": settings.adapted,
+            "inner_steps": settings.fitting_steps,
+            "inner_lr": settings.inner_lr,
+        }
     return {
         "learner": settings.learner,
         "dataset": images.name,

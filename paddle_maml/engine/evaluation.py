@@ -19,6 +19,15 @@ NOTE = (
 )
 
 
+# Whose statistics batch norm uses, see `Learner.predict`.
+BATCH_STATISTICS = {
+    "query": "the whole query set (published protocol)",
+    "one": "the support set and one query image",
+    "support": "the support set alone",
+    "population": "training images",
+}
+
+
 class Diverged(UserError):
     """The adaptation to an episode went beyond all bounds."""
 
@@ -67,8 +76,25 @@ def evaluate(
         "loss_per_step": losses.mean(axis=0).tolist(),
         "episodes": episodes,
         **({} if key == "accuracy" else {"score_name": name}),
-        **({"note": NOTE} if learner.transductive else {}),
+        **_said_of_statistics(learner),
     }
+
+
+def _said_of_statistics(learner):
+    if learner.statistics is None:
+        return {"note": NOTE} if learner.transductive else {}
+    note = f"batch norm uses the statistics of {BATCH_STATISTICS[learner.statistics]}"
+    return {"statistics": learner.statistics, "note": note}
+
+
+def choose_statistics(learner: Learner, statistics: str) -> None:
+    """Have a learner answer with batch statistics of a choice; UserError if it has no such choice."""
+    if statistics not in learner.STATISTICS:
+        raise UserError(
+            f"statistics is {statistics!r}, but must be one of {', '.join(learner.STATISTICS)} for these "
+            "weights."
+        )
+    learner.statistics = statistics
 
 
 def score_episodes(

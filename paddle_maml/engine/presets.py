@@ -73,6 +73,31 @@ _PROTOTYPICAL = dict(
     iterations=10000,
 )
 
+# One run for all four tasks: the network knows nothing of their number of classes, and a new head is fitted
+# to each. It is validated, and tested at its end, on the hardest. The head is that of training (Chen et al.
+# 2019: linear in Baseline, cosine in Baseline++); the body stays. Rotations are further classes (Santoro et
+# al. 2016). Two batches a step, one for each of two cores. Fitting takes 100 steps of 0.01, the rate of Chen
+# et al.'s code: with 0.1 fewer validation images were right after one image a class (90.0 for 91.0 % of
+# 20-way).
+_FINE_TUNING = dict(
+    learner="fine-tuning",
+    adapted="head",
+    test_inner_steps=100,
+    inner_lr=0.01,
+    n_way=20,
+    k_shot=1,
+    rotations=True,
+    batch_size=64,
+    meta_batch=2,
+    meta_lr=0.001,
+    meta_lr_schedule="cosine",
+    iterations=30000,
+    val_every=1000,
+    val_episodes=100,
+    test_episodes=600,
+    log_every=100,
+    checkpoint_every=1000,
+)
 # Nichol et al. 2018, by the commands that the README of their code (openai/supervised-reptile) gives for the
 # paper, the same for 1-shot and 5-shot: 10 training images a class. They have 100,000 and, of 20 classes,
 # 200,000 meta-iterations of 5 tasks; 6 take two processes no longer.
@@ -204,6 +229,8 @@ PRESETS = {
     "reptile-20way-5shot": dict(_REPTILE_20WAY, k_shot=5, k_query=5),
     "lstm-5way-1shot": dict(_LSTM, k_shot=1),
     "lstm-5way-5shot": dict(_LSTM, k_shot=5),
+    "fine-tuning": dict(_FINE_TUNING, head="linear"),
+    "fine-tuning-cosine": dict(_FINE_TUNING, head="cosine"),
     "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
     "mlp-5way-5shot": dict(
         _MLP, k_shot=5, k_query=5, start_from="mlp-5way-1shot", iterations=8000, val_every=1000

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from ..errors import UserError
 from ..files import write_together
@@ -50,7 +51,7 @@ def finished_report(run_folder: str) -> tuple[dict, str]:
 
 
 def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:
-    """The dict in a JSON file of a run: its settings, its test and what else is wanted.
+    """The dict in a JSON file of a run or of eval.py: its settings, its test and what else is wanted.
 
     Args:
         types: by name, of what is wanted.
@@ -64,8 +65,11 @@ def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:
     except (OSError, ValueError):
         content = None
     tested = {"interval": NUMBER, "episodes": int, "n_way": int, "k_shot": int}
-    if not _has(content, {"settings": dict, "test": dict, **types}) or not _has(
-        content["test"], {**tested, score_key(content["test"]): NUMBER}
+    test = tested_in(content) if isinstance(content, dict) else None
+    if (
+        not has(content, {"settings": dict, **types})
+        or not isinstance(test, dict)
+        or not has(test, {**tested, score_key(test): NUMBER})
     ):
         raise UserError(f"{path} is damaged: get it anew.")
     try:
@@ -76,7 +80,12 @@ def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:
     return content
 
 
-def _has(content, types):
+def tested_in(report: dict) -> dict:
+    """What a run's report has of its test, or a report of eval.py of its evaluation."""
+    return report.get("test", report.get("evaluation"))
+
+
+def has(content: Any, types: dict) -> bool:
     """Whether a dict has values of these types, and numbers that arithmetic takes: JSON has NaN, and whole
     numbers that no float holds."""
     return isinstance(content, dict) and all(

@@ -101,7 +101,7 @@ class RunFolder:
                 f"already: ask for more, or choose another folder with {flag('output')}."
             )
         load_weights(trainer.learner, best)
-        trainer.best = trainer.weights()
+        trainer.best = trainer.kept_weights()
         load_weights(trainer.learner, weights)
         if done:
             set_optimizer_state(trainer.optimizer, trainer.learner, checkpoint.read_file(moments), moments)
@@ -150,7 +150,8 @@ class RunFolder:
             "seed": self.settings.seed,
             "environment": self.environment,
         }
-        best = trainer.best if state.validated else weights  # the newest must do until there is a validation
+        # The newest must do until there is a validation.
+        best = trainer.best if state.validated else trainer.kept_weights()
         moments = optimizer_state(trainer.optimizer, trainer.learner)
         checkpoint.write_checkpoint(self.path, state.iteration, weights, best, moments, states)
         self.saved = (state.iteration, state.validated)

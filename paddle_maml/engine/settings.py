@@ -91,15 +91,19 @@ _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0,
 # The learners that adapt by gradient steps, and of these the ones whose meta-gradient goes through the steps.
 WITH_STEPS, SECOND_ORDER = ("maml", "anil", "reptile"), ("maml", "anil")
 # Those whose network embeds, and those that such settings belong to which do not belong to all.
-_EMBED = ("prototypical", "lstm")
+_EMBED = ("prototypical", "lstm", "fine-tuning")
+# Steps that fit a new head where the settings do not say how many.
+FITTING_STEPS = 100
 _OF_LEARNERS = {
     **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
     "multi_step_iterations": SECOND_ORDER,
-    **dict.fromkeys(["inner_steps", "inner_lr", "test_inner_steps"], WITH_STEPS),
-    "adapted": ("maml",),
+    **dict.fromkeys(["inner_lr", "test_inner_steps"], (*WITH_STEPS, "fine-tuning")),
+    "inner_steps": WITH_STEPS,
+    "adapted": ("maml", "fine-tuning"),
     "train_n_way": ("prototypical",),
     **dict.fromkeys(["inner_optimizer", "inner_batch", "test_inner_batch"], ("reptile",)),
     "lstm_hidden": ("lstm",),
+    **dict.fromkeys(["head", "batch_size"], ("fine-tuning",)),
 }
 
 _OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
@@ -171,12 +175,27 @@ class Settings:
     learner: str = _choice(
         "maml; anil: MAML that adapts the last layer alone; reptile: towards the weights that training on a "
         "task ends with; prototypical: the nearest class mean in an embedding; lstm: reads the support set, "
-        "then answers (docs/learners.md)",
+        "then answers; fine-tuning: a classifier over all training classes, and a new head for a new task "
+        "(docs/learners.md)",
         "maml",
         "anil",
         "reptile",
         "prototypical",
         "lstm",
+        "fine-tuning",
+    )
+    head: str = _choice(
+        "of fine-tuning: linear, or cosine, which sees the directions of features and weights (Chen et al. "
+        "2019, Baseline and Baseline++)",
+        "linear",
+        "cosine",
+    )
+    batch_size: int = _number(
+        64,
+        "of fine-tuning: labelled images in each of the meta_batch batches of a training step",
+        "images",
+        1,
+        100000,
     )
     lstm_hidden: int = _number(256, "of lstm: the units of its state", "units", 1, 65536)
     network: str = _setting(
@@ -230,7 +249,9 @@ class Settings:
         "difference",
     )
     adapted: str = _choice(
-        "parameters that the inner loop changes; head: the linear layer alone (ANIL)", "all", "head"
+        "parameters that the inner loop changes, or fine-tuning; head: the last layer alone (ANIL)",
+        "all",
+        "head",
     )
     first_order_iterations: int = _number(
         0, "first part of training in which order is 1 (MAML++'s derivative-order annealing)", *_FIRST_PART
@@ -242,7 +263,11 @@ class Settings:
         *_FIRST_PART,
     )
     test_inner_steps: int = _number(
-        None, "inner steps in validation and test; default: inner_steps", "steps", 0, 1000
+        None,
+        f"inner steps in validation and test; default: inner_steps, of fine-tuning {FITTING_STEPS}",
+        "steps",
+        0,
+        1000,
     )
 
     meta_batch: int = _number(32, "episodes in a meta-batch", "episodes", 1, 4096)
@@ -309,6 +334,8 @@ class Settings:
             raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
         if self.dataset == "sinusoid" and self.embeds:
             raise UserError(f"learner is '{self.learner}', but sinusoids have no classes: use maml.")
+        if self.learner == "fine-tuning" and self.head == "linear" and self.test_inner_steps == 0:
+            raise UserError("test_inner_steps is 0, but a new linear head knows nothing: take more.")
 
     def refuse_without_effect(self, given: dict) -> None:
         """UserError for the first of the settings that a user gives that does nothing: who gives it expects
@@ -321,6 +348,7 @@ class Settings:
             ("batch_norm", self.network != "mlp", "the network is not mlp"),
             ("architecture", self.network != "conv4", "the network is not conv4"),
             ("width", self.network != "conv4", "the network is not conv4"),
+            ("k_query", self.learner == "fine-tuning", "fine-tuning trains without episodes"),
             *((name, self.dataset == "sinusoid", "sinusoids are no images") for name in _OF_IMAGES),
             *(
                 (name, self.learner not in learners, f"the learner is {self.learner}")
@@ -419,6 +447,11 @@ class Settings:
         if self.learner not in WITH_STEPS:
             return None
         return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
+
+    @property
+    def fitting_steps(self) -> int:
+        """Steps that fit a new head."""
+        return FITTING_STEPS if self.test_inner_steps is None else self.test_inner_steps
 
     @property
     def run_folder(self) -> str:

@@ -165,7 +165,7 @@ class Trainer:
         self.settings, self.ranks = settings, ranks
         self.state = State(listing_sha256=parts["train"].listing_sha256)
         paddle.seed(settings.seed)
-        self.learner = make_learner(settings, parts["train"])
+        self.learner = make_learner(settings, parts["train"], training=True)
         self.optimizer, self.schedule = make_optimizer(settings, self.learner)
         self.episodes = training_episodes(settings, parts["train"])
         self.val_episodes = held_back_episodes(settings, parts["val"])
@@ -257,7 +257,7 @@ class Trainer:
         )
         if better or not state.best_iteration:
             state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, score, interval
-            self.best = self.weights()
+            self.best = self.kept_weights()
         shown, margin, best = (score_text(result, value) for value in (score, interval, state.best_accuracy))
         folder.progress.note(
             f"validation after {state.iteration}: {shown} +- {margin}, best {best} after "
@@ -275,6 +275,11 @@ class Trainer:
         """The learner's weights by name. Copies: Paddle may show the tensor's own memory, which the next step
         overwrites."""
         return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
+
+    def kept_weights(self) -> dict:
+        """`weights` without what only training needs."""
+        training_only = self.learner.TRAINING_ONLY
+        return {name: array for name, array in self.weights().items() if name not in training_only}
 
     def meta_batch(self, iteration: int) -> tuple:
         """This rank's tasks of a meta-iteration, None if it has none, and their share of all."""

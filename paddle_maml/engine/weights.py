@@ -73,9 +73,11 @@ def _fitted(arrays, own):
 
 def set_weights(layer: paddle.nn.Layer, arrays: dict, path: str) -> None:
     """Give a layer, learner or network, the arrays of a state_dict read from `path`; raises UserError unless
-    names and shapes agree."""
-    own = layer.state_dict()
-    own = {name: tensor for name, tensor in own.items() if name in arrays or name not in (RATES, MOMENTS)}
+    names and shapes agree. What only training needs may be missing on either side."""
+    training_only = getattr(layer, "TRAINING_ONLY", ())
+    may_lack, state = (RATES, MOMENTS, *training_only), layer.state_dict()
+    own = {name: tensor for name, tensor in state.items() if name in arrays or name not in may_lack}
+    arrays = {name: array for name, array in arrays.items() if name in own or name not in training_only}
     missing = [name for name in own if name not in arrays]
     surplus = [name for name in arrays if name not in own]
     if missing or surplus:

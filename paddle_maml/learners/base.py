@@ -16,7 +16,9 @@ GPU_TOGETHER = 32
 class Learner(nn.Layer):
     """A network that learns from tasks how to solve further ones.
 
-    `STATISTICS` are the choices that `predict` has for what batch norm knows.
+    `STATISTICS` are the choices that `predict` has for what batch norm knows when it answers; the first is
+    the default, until the attribute `statistics` names another. `TRAINING_ONLY` are the names in `state_dict`
+    of what only training needs: weights that are kept go without it.
 
     Its methods take one task or T of them side by side, and answer in kind: inputs x (N, ...) or (T, N, ...),
     labels y (N,) or (T, N), or the targets of a regression (N, n) or (T, N, n).
@@ -34,6 +36,7 @@ class Learner(nn.Layer):
     """
 
     STATISTICS = ("query",)
+    TRAINING_ONLY = ()
 
     def __init__(self, net: nn.Layer | None, loss="cross-entropy", chunk: int | None = None, optimizer=None):
         super().__init__()
@@ -46,6 +49,7 @@ class Learner(nn.Layer):
         self.on_cpu = paddle.get_device() == "cpu"
         self.chunk = chunk or (self.network.together if net is not None and self.on_cpu else GPU_TOGETHER)
         self._optimizer = optimizer
+        self.statistics = None
 
     def meta_loss(self, x_spt, y_spt, x_qry, y_qry) -> tuple[paddle.Tensor, paddle.Tensor]:
         """(loss, score) of a meta-batch, means over its tasks, 0-d tensors; `loss.backward()` leaves the
@@ -56,8 +60,7 @@ class Learner(nn.Layer):
         """Outputs for the query inputs of each task, (T, N, ...).
 
         Args:
-            statistics: what batch norm knows when it answers, one of the learner's `STATISTICS`, whose first
-                is the default.
+            statistics: what batch norm knows when it answers, one of the learner's `STATISTICS`.
         """
         raise NotImplementedError
 
@@ -66,10 +69,14 @@ class Learner(nn.Layer):
         learner without steps, as here, has one column, and `steps` must be None."""
         if steps is not None:
             raise ValueError(f"steps is {steps}, but {type(self).__name__} has no inner steps")
+        return self._scores(x_spt, y_spt, x_qry, y_qry)
+
+    def _scores(self, x_spt, y_spt, x_qry, y_qry, **options):
+        """What `finetune` returns, of the answers of `predict`."""
         batch, single = self._task_set(x_spt, y_spt, x_qry, y_qry)
         *task, y_qry = batch
         with paddle.no_grad():
-            outputs, targets = paddle.to_tensor(self.predict(*task)), self.objective.targets(y_qry)
+            outputs, targets = paddle.to_tensor(self.predict(*task, **options)), self.objective.targets(y_qry)
             scores, losses = [
                 measure(outputs, targets).numpy().astype(np.float64).reshape([-1, 1])
                 for measure in (self.objective.score, self.objective.loss)
@@ -82,20 +89,21 @@ class Learner(nn.Layer):
 
     @property
     def transductive(self) -> bool:
-        """Whether by default the answer for a query input depends on the others."""
-        return self.network is not None and self.network.batch_statistics
+        """Whether the answer for a query input depends on the others."""
+        together = self.network is not None and self.network.batch_statistics
+        return together and self._choice_of(None) == "query"
 
-    def forward(self, x_spt, y_spt, x_qry, y_qry, score_steps: bool = False) -> list[np.ndarray]:
-        """One meta-step on a meta-batch.
+    def forward(self, *batch, score_steps: bool = False) -> list[np.ndarray]:
+        """One meta-step on a meta-batch, the arrays that `meta_loss` takes.
 
         Returns:
             (scores, losses), means over the tasks: after 0 .. K inner steps if `score_steps`, which takes K +
             1 passes over the query set, else one value each, after step K.
         """
-        scored = self.finetune(x_spt, y_spt, x_qry, y_qry) if score_steps else None
+        scored = self.finetune(*batch) if score_steps else None
         if self._optimizer is None:
             self._optimizer = paddle.optimizer.Adam(learning_rate=0.001, parameters=self.parameters())
-        loss, score = self.meta_loss(x_spt, y_spt, x_qry, y_qry)
+        loss, score = self.meta_loss(*batch)
         loss.backward()
         self._optimizer.step()
         self._optimizer.clear_grad()
@@ -125,8 +133,7 @@ class Learner(nn.Layer):
 
     def _choice_of(self, statistics):
         """One of `STATISTICS`."""
-        if statistics is None:
-            return self.STATISTICS[0]
+        statistics = statistics or self.statistics or self.STATISTICS[0]
         if statistics not in self.STATISTICS:
             raise ValueError(f"statistics must be one of {', '.join(self.STATISTICS)}, not {statistics!r}")
         return statistics

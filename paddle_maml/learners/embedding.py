@@ -32,10 +32,6 @@ class EmbeddingLearner(Learner):
         for number, tensor in enumerate(population or []):
             self.register_buffer(f"population_{number}", tensor)
 
-    @property
-    def transductive(self) -> bool:
-        return self.STATISTICS[0] == "query" and self.network.batch_statistics
-
     def settle(self, *batch) -> None:
         """Take the population's statistics from the inputs of training tasks: the arrays of a batch with an
         axis of inputs, (T, N, ...), which come before their labels."""

@@ -221,8 +221,11 @@ class MetaLearner(Learner):
 
         Returns:
             (scores, losses), float64 arrays (T, steps + 1), or (steps + 1,) of one task: column k is after k
-            inner steps. Scores are accuracies, or what the loss has for them.
+            inner steps. Scores are accuracies, or what the loss has for them. With other `statistics` than
+            the query set's there is one column, after the last step.
         """
+        if self._choice_of(None) != "query":
+            return self._scores(x_spt, y_spt, x_qry, y_qry, steps=steps)
         batch, single = self._task_set(x_spt, y_spt, x_qry, y_qry)
         scores, losses = [], []
         for x_spt, y_spt, x_qry, y_qry in self._chunks(batch):

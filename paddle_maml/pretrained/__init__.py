@@ -13,7 +13,7 @@ from pathlib import Path
 import paddle
 
 from ..engine import assembly, provenance
-from ..engine.analysis import evaluate_answers
+from ..engine.evaluation import choose_statistics, evaluate
 from ..engine.provenance import look_up, names
 from ..engine.results import finished_report
 from ..engine.settings import NOTHING
@@ -71,7 +71,8 @@ def measure(name: str) -> dict:
     learner = assembly.make_learner(settings, parts["test"])
     load_weights(learner, weights)
     episodes = assembly.evaluation_episodes(settings, parts["test"])
-    result = evaluate_answers(learner, episodes, card["test"]["episodes"], settings.steps_at_test, "support")
+    choose_statistics(learner, "support")
+    result = evaluate(learner, episodes, card["test"]["episodes"], settings.steps_at_test)
     result = assembly.describe(result, settings, parts["test"], rule, "test")
     of_the_test = list(card).index("test") + 1
     entries = [entry for entry in card.items() if entry[0] != SUPPORT_TEST]

@@ -4,6 +4,7 @@ plotting package otherwise."""
 from __future__ import annotations
 
 import io
+import math
 
 import numpy as np
 from PIL import Image, ImageDraw
@@ -103,6 +104,57 @@ def draw_functions(
         for x, y in zip(*map(np.ravel, points)):
             at = place(x, y)
             draw.ellipse([at[0] - 3, at[1] - 3, at[0] + 3, at[1] + 3], BLACK)
+    return image
+
+
+def draw_points(points: list[tuple[str, float, float]], x_title: str, y_title: str) -> Image.Image:
+    """Named points, on a logarithmic x axis, as one image.
+
+    Args:
+        points: list of (name, x, y), x above 0.
+        x_title, y_title: of the axes.
+    """
+    size, (left, right, top, bottom) = (
+        (2 * PANEL_WIDTH, 2 * PANEL_HEIGHT),
+        (_LEFT, _RIGHT, _TOP, _BOTTOM + 14),
+    )
+    exponents = [math.floor(math.log10(min(x for _, x, _ in points)))]
+    exponents.append(max(exponents[0] + 1, math.ceil(math.log10(max(x for _, x, _ in points)))))
+    lowest, highest = (end(y for _, _, y in points) for end in (min, max))
+    step = _step(max(highest - lowest, 1e-9))
+    lowest, highest = step * math.floor(lowest / step), step * (math.floor(highest / step) + 1)
+
+    def place(x, y):
+        across = (math.log10(x) - exponents[0]) / (exponents[1] - exponents[0])
+        up = (y - lowest) / (highest - lowest)
+        return left + across * (size[0] - left - right), size[1] - bottom - up * (size[1] - top - bottom)
+
+    image = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(image)
+    draw.text((left, 8), y_title, BLACK)
+    draw.text((size[0] - right - 6 * len(x_title), size[1] - 18), x_title, BLACK)
+    for exponent in range(exponents[0], exponents[1] + 1):
+        x = 10.0**exponent
+        draw.line([place(x, lowest), place(x, highest)], GREY)
+        _centred(draw, (place(x, lowest)[0], size[1] - bottom + 6), f"{x:g}")
+    for number in range(round((highest - lowest) / step) + 1):
+        y = lowest + number * step
+        draw.line([place(10.0 ** exponents[0], y), place(10.0 ** exponents[1], y)], GREY)
+        _centred(draw, (left // 2, place(10.0 ** exponents[0], y)[1] - 6), f"{y:g}")
+    taken = []
+    for number, (name, x, y) in enumerate(points):
+        colour, (across, down) = COLOURS[number % len(COLOURS)], place(x, y)
+        draw.ellipse([across - 4, down - 4, across + 4, down + 4], colour)
+        # To the left where there is no room on the right, and below a name that is there already.
+        width = 6 * len(name)
+        start = across + 8 if across + 8 + width < size[0] else across - 8 - width
+        height = down - 6
+        while any(
+            abs(height - other) < 12 and start < end and begin < start + width for begin, end, other in taken
+        ):
+            height += 12
+        taken.append((start, start + width, height))
+        draw.text((start, height), name, BLACK)
     return image
 
 

@@ -37,10 +37,10 @@ def score_text(result: dict, value: float) -> str:
 
 
 def evaluation_table(result: dict) -> str:
-    """The result of `evaluate` as lines of text: the score after each inner step, and the final mean with its
-    interval."""
+    """The result of `evaluate` as lines of text: the score after each inner step where it is known, and the
+    final mean with its interval."""
     key, name = score_key(result), result.get("score_name", "accuracy")
-    by_step = result.get("loss_per_step", ())
+    by_step = result["loss_per_step"] if len(result["loss_per_step"]) > 1 else []
     lines = [f"inner steps   {name:<19} query loss"] if by_step else []
     for step, loss in enumerate(by_step):
         score, interval = (score_text(result, result[f"{of}_per_step"][step]) for of in (key, "interval"))
@@ -78,6 +78,14 @@ def prediction_csv(rows: list[dict]) -> bytes:
     writer.writerow(own + classes)
     writer.writerows([*(row[name] for name in own), *row["probabilities"].values()] for row in rows)
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def times_line(times: dict) -> str:
+    """What `time_tasks` measured, as a line of text."""
+    return (
+        f"Time: {1000 * times['adapt_s']:.2f} ms to adapt to a task, {1000 * times['query_s']:.3f} ms a "
+        f"query input (medians of {times['repeat']} tasks)."
+    )
 
 
 def analysis_table(analysis: dict) -> str:
@@ -137,6 +145,38 @@ def results_table(runs: list[tuple]) -> str:
             seeds = ", ".join(map(str, seeds))
             lines.append(_row([f"{len(group)} runs", spread, "", order, "", seeds, "", f"`{command}`"]))
     return "\n".join(lines)
+
+
+TASKS = ((5, 1), (5, 5), (20, 1), (20, 5))  # (n_way, k_shot) of the columns of `learners_table`
+
+
+def learners_table(rows: list[dict], times_of: list[str]) -> str:
+    """Learners beside each other as a Markdown table, and a line on what the times were measured with.
+
+    Args:
+        rows: as `engine.comparison.compare` returns them.
+        times_of: the machines.
+    """
+    columns = ["learner", "sees the query set together", *(f"{n}-way {k}-shot" for n, k in TASKS)]
+    columns += ["learns", "training, hours", "adapting, ms", "a query image, ms"]
+    lines = [_row(columns), "| --- " * len(columns) + "|"]
+    for row in rows:
+        accuracies, times = [""] * len(TASKS), ["", ""]
+        for task, (accuracy, interval) in row["results"].items():
+            if task in TASKS:
+                accuracies[TASKS.index(task)] = f"{100 * accuracy:.2f} ± {100 * interval:.2f}"
+        if row["times"]:
+            times = [f"{1000 * row['times']['adapt_s']:.1f}", f"{1000 * row['times']['query_s']:.2f}"]
+        learns = row["learns"] + (f", {row['parameters']:,} numbers" if row["parameters"] else "")
+        hours = [f"{seconds / 3600:.1f}{'+' * further}" for seconds, further in row["training"]]
+        together = "yes" if row["together"] else "no"
+        lines.append(_row([row["learner"], together, *accuracies, learns, " / ".join(hours), *times]))
+    said = ["Test accuracy in per cent with 95 % intervals over episodes."]
+    if any(further for row in rows for _, further in row["training"]):
+        said.append("+: after other weights were trained, from which the training went on.")
+    if times_of:
+        said.append("Times: medians over 5-way 1-shot tasks, one at a time, on " + "; ".join(times_of) + ".")
+    return "\n".join([*lines, "", " ".join(said)])
 
 
 def _row(cells):

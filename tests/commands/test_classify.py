@@ -131,7 +131,7 @@ def test_episodes_with_the_statistics_of_the_support_set(run_folder, capsys, tmp
             results[statistics] = json.load(file)["evaluation"]
     said = capsys.readouterr().out
     assert "Note: batch norm uses the statistics of the support set alone" in said
-    assert results["support"]["statistics"] == "support" and "loss" not in results["support"]
+    assert results["support"]["statistics"] == "support" and len(results["support"]["loss_per_step"]) == 1
     assert results["support"]["accuracy"] != results["query"]["accuracy"]
     assert cli.main_eval(["--weights", run_folder, "--statistics", "population"]) == 2
     assert "is 'population', but must be one of query, support, one" in capsys.readouterr().err

@@ -12,7 +12,7 @@ class FixedLearner:
     image."""
 
     objective, net = CrossEntropy(), MAML(width=4)
-    transductive = True
+    transductive, statistics, sublayers = True, None, net.sublayers
 
     def __init__(self, loss=1.0):
         self.loss, self.tasks = loss, []

@@ -56,3 +56,20 @@ def test_a_sheet_has_its_images_and_images_stand_under_one_another():
 def test_plots_of_nothing_and_of_one_point_are_drawn():
     for points in ([], [(1, 0.5)]):
         pictures.draw_plots([("nothing", {"line": points}, 0)], 1)
+
+
+def test_points_stand_where_their_numbers_are():
+    image = pictures.draw_points([("fast", 1.0, 90.0), ("slow", 100.0, 99.0)], "ms", "%")
+    (x, y), (x_end, y_end) = (pixels(image, colour).mean(axis=0) for colour in pictures.COLOURS[:2])
+    assert x_end - x > 200 and y - y_end > 100
+
+
+def test_names_of_points_that_lie_together_do_not_cover_each_other():
+    rows = []
+    for names in (["one"], ["one", "two"]):
+        image = pictures.draw_points([(name, 10.0, 50.0) for name in names], "", "")
+        # Beside the points there are their names alone.
+        x, y = (int(place) for place in pixels(image, pictures.COLOURS[len(names) - 1]).mean(axis=0))
+        beside = np.asarray(image.convert("L"))[y - 20 : y + 30, x + 8 : x + 26]
+        rows.append(int((beside < 150).any(axis=1).sum()))
+    assert rows[1] >= rows[0] + 5 > 5
