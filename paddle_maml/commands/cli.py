@@ -277,4 +277,17 @@ def _pretrained(parser, arguments):
         print(evaluation_table(measure(*names)[SUPPORT_TEST]))
 
 
-VERBS = {"data": _data, "splits": _splits, "results": _results, "pretrained": _pretrained}
+def _interchange(parser, arguments):
+    """Compare frameworks on the same episodes and weights: export, verify, convert, table."""
+    from .interchange import run
+
+    return run(arguments)
+
+
+VERBS = {
+    "data": _data,
+    "splits": _splits,
+    "results": _results,
+    "pretrained": _pretrained,
+    "interchange": _interchange,
+}

@@ -36,7 +36,11 @@ def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None
         UserError: the file is unreadable, or its parameters are not this network's; names the first that
             differs.
     """
-    content = _read_npz(path) if zipfile.is_zipfile(path) else read_file(path)
+    if zipfile.is_zipfile(path):
+        arrays = read_npz(path)
+        content = [arrays[name] for name in sorted(arrays)]
+    else:
+        content = read_file(path)
     own = learner.state_dict()
     if isinstance(content, list):
         content = _named(own, content, path)
@@ -109,13 +113,19 @@ def _check_shape(path, name, array, tensor):
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
 
 
-def _read_npz(path):
+def read_npz(path: str) -> dict[str, np.ndarray]:
+    """The arrays of a .npz by name; raises UserError if it is damaged or holds anything else. Nothing in it
+    can run."""
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise UserError(f"{path} is refused, because it unpacks to more than {MAX_BYTES} bytes.")
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            return [arrays[name] for name in sorted(arrays.files)]
+            content = {name: arrays[name] for name in arrays.files}
+        strange = next((name for name, array in content.items() if not isinstance(array, np.ndarray)), None)
+        if strange is not None:
+            raise ValueError(f"{strange} is no array")
+        return content
     except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} is damaged or holds no arrays ({type(error).__name__}: {error}).") from error
 

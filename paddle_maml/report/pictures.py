@@ -9,7 +9,10 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw
 
-COLOURS = ((31, 97, 166), (214, 96, 20), (60, 140, 60), (120, 120, 120))
+COLOURS = (
+    *((31, 97, 166), (214, 96, 20), (60, 140, 60), (120, 120, 120), (150, 60, 160)),
+    *((200, 40, 40), (20, 150, 160), (150, 110, 20), (230, 150, 190)),
+)
 GREY, BLACK = (222, 222, 222), (40, 40, 40)
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 220  # in pixels

@@ -1,0 +1,55 @@
+#!/usr/bin/env bash
+# The table and the picture of docs/interchange.md, anew: every reader whose framework is installed, on one core.
+#
+#     docs/readers/all.sh FOLDER [EPISODES] [ITERATIONS]
+#
+# FOLDER gets two exports, of ten meta-iterations in float64 and of ITERATIONS (300) in float32, with the traces,
+# table.md and curves.png. A trace that is there already is kept. A framework may have a Python of its own:
+#
+#     TORCH_PYTHON=... JAX_PYTHON=... TENSORFLOW_PYTHON=... MINDSPORE_PYTHON=... LEARN2LEARN_PYTHON=... HIGHER_PYTHON=...
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cd "$here/../.."
+folder=$1 episodes=${2:-1000} iterations=${3:-300} python=${PADDLE_PYTHON:-python}
+export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1 TF_NUM_INTRAOP_THREADS=1 \
+    TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
+one_core=$(command -v taskset >/dev/null && echo "taskset -c ${CORE:-0}" || true)
+
+if [ ! -e "$folder/long/interchange.json" ]; then
+    setting=(--preset quickstart --meta-batch 4)
+    $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations 10 --episodes 100 \
+        --dtypes float64 --output "$folder/ten"
+    $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations "$iterations" \
+        --episodes "$episodes" --dtypes float32 --output "$folder/long"
+fi
+while read -r reader package orders; do
+    variable=${package^^}_PYTHON
+    its_python=${!variable:-$python}
+    if ! "$its_python" -c "import importlib.util, sys; sys.exit(importlib.util.find_spec('$package') is None)"; then
+        echo "$reader is left out: $package is not installed"
+        continue
+    fi
+    for order in $orders; do
+        for run in "ten float64" "long float32"; do
+            read -r name dtype <<<"$run"
+            trace="$folder/$name/traces/${reader%.py}-order$order.npz"
+            [ -e "$trace" ] && continue
+            mkdir -p "$folder/$name/traces"
+            echo "$reader, order $order, $dtype"
+            $one_core "$its_python" "$here/$reader" "$folder/$name" "$trace" --order "$order" --dtype "$dtype" \
+                || { echo "$reader failed"; continue; }
+            "$python" -m paddle_maml interchange verify "$folder/$name" "$trace" | tail -n 1
+        done
+    done
+done <<'READERS'
+pytorch_loop.py torch 1 2
+pytorch_func.py torch 1 2
+learn2learn_maml.py learn2learn 1 2
+higher_maml.py higher 1 2
+jax_loop.py jax 1 2
+tensorflow_loop.py tensorflow 1 2
+mindspore_loop.py mindspore 1 2
+paddle_loop.py paddle 1
+READERS
+"$python" -m paddle_maml interchange table "$folder/ten" "$folder/long" --picture "$folder/curves.png" \
+    | tee "$folder/table.md"
