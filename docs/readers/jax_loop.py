@@ -58,7 +58,8 @@ def losses_by_step(params, x_spt, y_spt, x_qry, y_qry):
 def score(params, x_spt, y_spt, x_qry, y_qry, steps):
     """Query loss and accuracy of one task after its inner steps."""
     theta = adapt(params, x_spt, y_spt, steps)[-1]
-    return loss_of(theta, x_qry, y_qry), (logits(theta, x_qry).argmax(1) == y_qry).mean()
+    right = logits(theta, x_qry).argmax(1) == y_qry
+    return loss_of(theta, x_qry, y_qry), right.mean(dtype=x_qry.dtype)
 
 
 def episode(part, number):

@@ -21,8 +21,10 @@ def logits(params, x):
         # By hand: TensorFlow's "SAME" pads a convolution of stride 2 otherwise.
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = tf.nn.conv2d(x, tf.transpose(weight, (2, 3, 1, 0)), stride, "VALID") + bias
-        mean, variance = tf.nn.moments(x, (0, 1, 2))
-        x = (x - mean) * tf.math.rsqrt(variance + problem["batch_norm_epsilon"]) * scale + shift
+        # Not tf.nn.moments: it takes the mean in the variance for a constant, and so has a wrong second derivative.
+        x = x - tf.reduce_mean(x, (0, 1, 2))
+        variance = tf.reduce_mean(x * x, (0, 1, 2))
+        x = x * tf.math.rsqrt(variance + problem["batch_norm_epsilon"]) * scale + shift
         x = tf.nn.relu(x)
         x = tf.nn.max_pool2d(x, 2, 2, "VALID") if stride == 1 else x
     # The linear layer has its features in the order of channels, rows, columns.

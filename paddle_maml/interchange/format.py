@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import os
 from pathlib import Path
@@ -94,11 +95,15 @@ class Export:
         return {**result, "test_loss": by_episode, "test_accuracy": by_episode}
 
     def write(self, folder: str | os.PathLike, traces: list[Trace]) -> None:
-        """Write the export with its expected traces; what is in the folder besides stays."""
+        """Write the export with its expected traces. Those of an export that was there before go; what others
+        put into the folder stays."""
         files = {"weights.npz": npz_file(self.weights)}
         files.update({f"{part}.npz": npz_file(arrays) for part, arrays in self.episodes.items()})
         files.update({expected_name(t.about["order"], t.about["dtype"]): t.as_file() for t in traces})
         write_together(folder, {**files, ABOUT: json_file(self.about)})
+        for order, dtype in itertools.product(ORDERS, DTYPES):
+            if expected_name(order, dtype) not in files:
+                Path(folder, expected_name(order, dtype)).unlink(missing_ok=True)
 
 
 @dataclasses.dataclass(frozen=True)
