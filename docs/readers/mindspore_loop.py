@@ -24,16 +24,24 @@ def convolution(x, weight, stride):
     images, height, width, channels = x.shape
     column, row = (ops.zeros((images, height, 1, channels), x.dtype), ops.zeros((images, 1, width + 2, channels), x.dtype))
     x = ops.cat((row, ops.cat((column, x, column), 2), row), 1)
-    windows = [x[:, i : i + height : stride, j : j + width : stride] for i in range(3) for j in range(3)]
-    rows = ops.cat(windows, 3)
+    rows = ops.cat([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], 3)
+    rows = corner(rows, 0, 0) if stride == 2 else rows
     flat = ops.matmul(rows.reshape(-1, 9 * channels), weight.transpose(2, 3, 1, 0).reshape(9 * channels, -1))
     return flat.reshape(*rows.shape[:3], -1)
 
 
+def corner(x, i, j):
+    """Pixel (i, j) of every 2x2 window."""
+    images, height, width, channels = x.shape
+    return x.reshape(images, height // 2, 2, width // 2, 2, channels)[:, :, i, :, j]
+
+
 def pooling(x):
     height, width = (2 * (side // 2) for side in x.shape[1:3])
-    corners = [x[:, i:height:2, j:width:2] for i in (0, 1) for j in (0, 1)]
-    return ops.maximum(ops.maximum(corners[0], corners[1]), ops.maximum(corners[2], corners[3]))
+    x = x[:, :height, :width]
+    return ops.maximum(
+        ops.maximum(corner(x, 0, 0), corner(x, 0, 1)), ops.maximum(corner(x, 1, 0), corner(x, 1, 1))
+    )
 
 
 def logits(params, x):
@@ -151,7 +159,8 @@ options = parser.parse_args()
 problem = json.loads((options.export / "interchange.json").read_text(encoding="utf-8"))
 if (problem["format"], problem["version"]) != ("paddle_maml interchange", 1):
     raise SystemExit("This reads version 1 of the format.")
-ms.set_context(mode=ms.PYNATIVE_MODE, device_target="CPU")
+ms.set_context(mode=ms.PYNATIVE_MODE)
+ms.set_device("CPU")
 
 arrays = train(*(dict(np.load(options.export / f"{name}.npz")) for name in ("weights", "train", "test")))
 status = Path("/proc/self/status")  # Linux alone has it

@@ -27,8 +27,9 @@ class Net(nn.Module):
     def __init__(self, weights, strided=False):
         super().__init__()
         self.strided, self.names = strided, list(weights)
+        # Pairs, because of a dict the names would be sorted, and the rates have an order.
         self.params = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(torch.tensor(array)) for name, array in weights.items()}
+            [(name.replace(".", "/"), nn.Parameter(torch.tensor(array))) for name, array in weights.items()]
         )
 
     def forward(self, x):

@@ -8,7 +8,6 @@ from typing import Callable
 import numpy as np
 import paddle
 
-from .. import __version__
 from ..data.episodes import EpisodeBuilder
 from ..data.preprocessing import rotate
 from ..engine.assembly import (
@@ -88,7 +87,7 @@ def make_export(settings: Settings) -> Export:
         "test": _episodes(evaluation_episodes(settings, parts["test"]), settings.test_episodes),
     }
     about = {
-        "made_by": f"paddle_maml {__version__}",
+        "made_by": "paddle_maml",
         "preset": settings.preset,
         **{name: getattr(settings, name) for name in ("n_way", "k_shot", "k_query", "test_k_query")},
         "inner_steps": settings.inner_steps,

@@ -122,6 +122,8 @@ def _to_jax(weights):
 
 def _from_jax(arrays):
     result = {}
+    if any("." in name for name in arrays):
+        return {}
     for name, array in arrays.items():
         place, _, kind = name.rpartition("/")
         kind = "weight" if kind in ("scale", "kernel") else kind

@@ -8,7 +8,6 @@ import time
 import numpy as np
 import paddle
 
-from .. import __version__
 from ..engine.training import meta_gradient
 from ..kernels.differences import default_dtype
 from ..learners.maml import MetaLearner
@@ -55,7 +54,7 @@ def own_trace(export: Export, order: int, dtype: str) -> Trace:
             "dtype": dtype,
             "framework": "PaddlePaddle",
             "framework_version": paddle.__version__,
-            "reader": f"paddle_maml {__version__}",
+            "reader": "paddle_maml",
             "memory_bytes": _peak_memory(),
         },
         arrays,
