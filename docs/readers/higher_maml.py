@@ -92,7 +92,10 @@ def train(weights, episodes, test):
     adam = problem["adam"]
     optimizer = torch.optim.Adam(params, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"])
     size, steps, trace = problem["meta_batch"], problem["inner_steps"], {}
-    by_task, by_iteration = {"support_loss": [], "query_loss": []}, {"loss": [], "accuracy": [], "seconds": []}
+    by_task, by_iteration = (
+        {"support_loss": [], "query_loss": []},
+        {"loss": [], "accuracy": [], "seconds": []},
+    )
     for number in range(size):
         losses = losses_by_step(net, *episode(episodes, number), steps)
         for values, of_set in zip(by_task.values(), zip(*losses)):

@@ -88,9 +88,7 @@ def train(weights, episodes, test):
     names, trace = [parameter["name"] for parameter in parameters], {}
     params = [weights[name].astype(options.dtype) for name in names]
     moments = [[np.zeros_like(p), np.zeros_like(p)] for p in params]
-    meta_gradient = jax.jit(
-        jax.value_and_grad(score, has_aux=True), static_argnames="steps"
-    )
+    meta_gradient = jax.jit(jax.value_and_grad(score, has_aux=True), static_argnames="steps")
     by_step = [losses_by_step(params, *episode(episodes, number)) for number in range(size)]
     trace.update(zip(("support_loss", "query_loss"), (np.array(losses, float) for losses in zip(*by_step))))
     by_iteration = {"loss": [], "accuracy": [], "seconds": []}
@@ -106,12 +104,17 @@ def train(weights, episodes, test):
         if iteration == 0:
             trace.update({f"gradient/{name}": g for name, g in zip(names, gradients)})
         params = [p.astype(options.dtype) for p in adam_step(params, moments, gradients, iteration)]
-        figures = *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0), time.perf_counter() - began
+        figures = (
+            *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0),
+            time.perf_counter() - began,
+        )
         for values, figure in zip(by_iteration.values(), figures):
             values.append(figure)
         if iteration + 1 in problem["weights_after"]:
             trace.update({f"weights_after_{iteration + 1}/{name}": p for name, p in zip(names, params)})
-    tests = [score(params, *episode(test, n), steps=problem["test_inner_steps"]) for n in range(len(test["query"]))]
+    tests = [
+        score(params, *episode(test, n), steps=problem["test_inner_steps"]) for n in range(len(test["query"]))
+    ]
     trace.update(zip(("test_loss", "test_accuracy"), np.array(tests, float).T))
     return {**trace, **{name: np.array(values) for name, values in by_iteration.items()}}
 

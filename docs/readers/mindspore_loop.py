@@ -22,7 +22,10 @@ PARAMETERS = tuple(range(18))
 def convolution(x, weight, stride):
     """x (N, H, W, C), weight (O, C, 3, 3)."""
     images, height, width, channels = x.shape
-    column, row = (ops.zeros((images, height, 1, channels), x.dtype), ops.zeros((images, 1, width + 2, channels), x.dtype))
+    column, row = (
+        ops.zeros((images, height, 1, channels), x.dtype),
+        ops.zeros((images, 1, width + 2, channels), x.dtype),
+    )
     x = ops.cat((row, ops.cat((column, x, column), 2), row), 1)
     rows = ops.cat([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], 3)
     rows = corner(rows, 0, 0) if stride == 2 else rows
@@ -140,12 +143,21 @@ def train(weights, episodes, test):
         if iteration == 0:
             trace.update({f"gradient/{name}": g for name, g in zip(names, gradients)})
         params = [p.astype(options.dtype) for p in adam_step(params, moments, gradients, iteration)]
-        figures = *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0), time.perf_counter() - began
+        figures = (
+            *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0),
+            time.perf_counter() - began,
+        )
         for values, figure in zip(by_iteration.values(), figures):
             values.append(figure)
         if iteration + 1 in problem["weights_after"]:
             trace.update({f"weights_after_{iteration + 1}/{name}": p for name, p in zip(names, params)})
-    tests = [[float(figure) for figure in score(tensors(params), *episode(test, n), steps=problem["test_inner_steps"])] for n in range(len(test["query"]))]
+    tests = [
+        [
+            float(figure)
+            for figure in score(tensors(params), *episode(test, n), steps=problem["test_inner_steps"])
+        ]
+        for n in range(len(test["query"]))
+    ]
     trace.update(zip(("test_loss", "test_accuracy"), np.array(tests, float).T))
     return {**trace, **{name: np.array(values) for name, values in by_iteration.items()}}
 

@@ -51,7 +51,10 @@ def episode(part, number):
     for name in ("support", "query"):
         images = part["images"][part[name][number]].astype(np.float32)
         x = images / np.float32(255) * np.float32(2) - np.float32(1)
-        task += [paddle.to_tensor(x.astype(options.dtype)), paddle.to_tensor(part[f"{name}_labels"].astype("int64"))]
+        task += [
+            paddle.to_tensor(x.astype(options.dtype)),
+            paddle.to_tensor(part[f"{name}_labels"].astype("int64")),
+        ]
     return task
 
 
@@ -72,7 +75,10 @@ def train(weights, episodes, test):
     params = [paddle.to_tensor(weights[name].astype(options.dtype), stop_gradient=False) for name in names]
     moments = [[paddle.zeros_like(p), paddle.zeros_like(p)] for p in params]
     size, steps, trace = problem["meta_batch"], problem["inner_steps"], {}
-    by_task, by_iteration = {"support_loss": [], "query_loss": []}, {"loss": [], "accuracy": [], "seconds": []}
+    by_task, by_iteration = (
+        {"support_loss": [], "query_loss": []},
+        {"loss": [], "accuracy": [], "seconds": []},
+    )
     for number in range(size):
         x_spt, y_spt, x_qry, y_qry = episode(episodes, number)
         thetas = adapt(params, x_spt, y_spt, steps)

@@ -1,7 +1,9 @@
 """The weights that come with paddle_maml in PyTorch, without Paddle. Needs: numpy, torch.
 
-net, rates = load("5way-1shot.pdparams")          # with its card, 5way-1shot.json, beside it
-logits = predict(net, rates, x_spt, y_spt, x_qry)  # images (N, 1, 28, 28) in [-1, 1], ink -1; logits (N, n_way)
+    net, rates = load("5way-1shot.pdparams")  # with its card, 5way-1shot.json, beside it
+    logits = predict(net, rates, x_spt, y_spt, x_qry)
+
+Images are float32 (N, 1, 28, 28) in [-1, 1] with ink -1, labels int64 (N,), logits (N, n_way).
 
 python pretrained_pytorch.py WEIGHTS.pdparams EXPORT tests them on the test episodes of an export, see
 ../interchange.md.
@@ -102,7 +104,9 @@ def main(weights, export):
     test, accuracies = dict(np.load(Path(export, "test.npz"))), []
     labels = [torch.tensor(test[f"{name}_labels"]).long() for name in ("support", "query")]
     for support, query in zip(test["support"], test["query"]):
-        x_spt, x_qry = (torch.tensor(test["images"][rows] / np.float32(255) * 2 - 1) for rows in (support, query))
+        x_spt, x_qry = (
+            torch.tensor(test["images"][rows] / np.float32(255) * 2 - 1) for rows in (support, query)
+        )
         logits = predict(net, rates, x_spt.float(), labels[0], x_qry.float())
         accuracies.append((logits.argmax(1) == labels[1]).double().mean().item())
     interval = 1.96 * np.std(accuracies, ddof=1) / len(accuracies) ** 0.5

@@ -104,7 +104,9 @@ def train(weights, episodes, test):
         scores(params, episodes_of(test, first, 20), problem["test_inner_steps"])
         for first in range(0, len(test["query"]), 20)
     ]
-    tests = dict(zip(("test_loss", "test_accuracy"), (torch.cat(kind).double().numpy() for kind in zip(*parts))))
+    tests = dict(
+        zip(("test_loss", "test_accuracy"), (torch.cat(kind).double().numpy() for kind in zip(*parts)))
+    )
     return {**trace, **{name: np.array(values) for name, values in by_iteration.items()}, **tests}
 
 

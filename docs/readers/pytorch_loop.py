@@ -60,7 +60,10 @@ def train(weights, episodes, test):
     adam = problem["adam"]
     optimizer = torch.optim.Adam(params, betas=(adam["beta1"], adam["beta2"]), eps=adam["epsilon"])
     size, steps, trace = problem["meta_batch"], problem["inner_steps"], {}
-    by_task, by_iteration = {"support_loss": [], "query_loss": []}, {"loss": [], "accuracy": [], "seconds": []}
+    by_task, by_iteration = (
+        {"support_loss": [], "query_loss": []},
+        {"loss": [], "accuracy": [], "seconds": []},
+    )
     for number in range(size):
         x_spt, y_spt, x_qry, y_qry = episode(episodes, number)
         thetas = adapt(params, x_spt, y_spt, steps)

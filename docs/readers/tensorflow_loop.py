@@ -21,14 +21,19 @@ def logits(params, x):
         # By hand: TensorFlow's "SAME" pads a convolution of stride 2 otherwise.
         x = tf.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = tf.nn.conv2d(x, tf.transpose(weight, (2, 3, 1, 0)), stride, "VALID") + bias
-        # Not tf.nn.moments: it takes the mean in the variance for a constant, and so has a wrong second derivative.
+        # Not by tf.nn.moments: it takes the mean for a constant in the variance, whose second derivative is
+        # then wrong.
         x = x - tf.reduce_mean(x, (0, 1, 2))
         variance = tf.reduce_mean(x * x, (0, 1, 2))
         x = x * tf.math.rsqrt(variance + problem["batch_norm_epsilon"]) * scale + shift
         x = tf.nn.relu(x)
         x = tf.nn.max_pool2d(x, 2, 2, "VALID") if stride == 1 else x
     # The linear layer has its features in the order of channels, rows, columns.
-    x = tf.reduce_mean(x, (1, 2)) if stride == 2 else tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))
+    x = (
+        tf.reduce_mean(x, (1, 2))
+        if stride == 2
+        else tf.reshape(tf.transpose(x, (0, 3, 1, 2)), (x.shape[0], -1))
+    )
     return x @ params[-2] + params[-1]
 
 
@@ -118,12 +123,18 @@ def train(weights, episodes, test):
         if iteration == 0:
             trace.update({f"gradient/{name}": g for name, g in zip(names, gradients)})
         params = [p.astype(options.dtype) for p in adam_step(params, moments, gradients, iteration)]
-        figures = *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0), time.perf_counter() - began
+        figures = (
+            *np.mean([[float(loss), float(hits)] for (loss, hits), _ in results], axis=0),
+            time.perf_counter() - began,
+        )
         for values, figure in zip(by_iteration.values(), figures):
             values.append(figure)
         if iteration + 1 in problem["weights_after"]:
             trace.update({f"weights_after_{iteration + 1}/{name}": p for name, p in zip(names, params)})
-    tests = [score(tensors(params), *episode(test, n), steps=problem["test_inner_steps"]) for n in range(len(test["query"]))]
+    tests = [
+        score(tensors(params), *episode(test, n), steps=problem["test_inner_steps"])
+        for n in range(len(test["query"]))
+    ]
     trace.update(zip(("test_loss", "test_accuracy"), np.array(tests, float).T))
     return {**trace, **{name: np.array(values) for name, values in by_iteration.items()}}
 

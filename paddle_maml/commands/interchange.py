@@ -46,7 +46,9 @@ def _export(parser, arguments):
     parser.add_argument("--output", metavar="FOLDER", required=True, help="the export; made if needed")
     parser.add_argument("--orders", type=_list(1, 2), default=[1, 2], help="of our traces (default 1,2)")
     text = "of our traces (default float32,float64)"
-    parser.add_argument("--dtypes", type=_list("float32", "float64"), default=["float32", "float64"], help=text)
+    parser.add_argument(
+        "--dtypes", type=_list("float32", "float64"), default=["float32", "float64"], help=text
+    )
     given = parser.parse(arguments)
     folder, orders, dtypes = (given.pop(name) for name in ("output", "orders", "dtypes"))
     settings = settings_from_preset(**{**_DEFAULTS, **given})
@@ -96,7 +98,9 @@ def _convert(parser, arguments):
 
     parser.add_argument("source", metavar="SOURCE", help=".pdparams, .safetensors or .npz")
     parser.add_argument("target", metavar="TARGET", help="the same; .pdparams for the layout paddle alone")
-    parser.add_argument("--from", dest="of", choices=tuple(LAYOUTS), default="paddle", help="(default paddle)")
+    parser.add_argument(
+        "--from", dest="of", choices=tuple(LAYOUTS), default="paddle", help="(default paddle)"
+    )
     parser.add_argument("--to", choices=tuple(LAYOUTS), default="pytorch", help="(default pytorch)")
     given = parser.parse(arguments)
     check_target(given["target"], "TARGET")

@@ -57,7 +57,9 @@ def convert(source: str, target: str, of: str, to: str) -> None:
         import paddle
 
         file = io.BytesIO()
-        paddle.save({name: paddle.to_tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}, file)
+        paddle.save(
+            {name: paddle.to_tensor(np.ascontiguousarray(array)) for name, array in arrays.items()}, file
+        )
         write_whole(target, file.getvalue())
     else:
         write_whole(target, safetensors_file(arrays) if kind == ".safetensors" else npz_file(arrays))

@@ -1,8 +1,8 @@
 """A trace held against ours, quantity by quantity, in the order in which they are computed.
 
-A difference is the largest one between two arrays, as a share of the largest expected value of the quantity (of
-a parameter's gradient or weights: of that parameter, and at least a thousandth of the largest of all). What is
-allowed, and why:
+A difference is the largest one between two arrays, as a share of the largest expected value of the
+quantity (of a parameter's gradient or weights: of that parameter, and at least a thousandth of the largest of
+all). What is allowed, and why:
 
 - float64: 1e-9 of everything in the first ten meta-iterations. Rounding is 1e-16; the inner steps and Adam
   let it grow to 1e-12 or so. Later meta-iterations are not held to that, because rounding goes on growing.

@@ -97,7 +97,7 @@ def test_float32_weights_are_held_as_a_whole(longer):
     start = problem.weights["block2.conv_weight"]
     array[0, 0, 0, 0] = 2 * start[0, 0, 0, 0] - array[0, 0, 0, 0]
     rows = compare(problem, expected, Trace(expected.about, {**expected.arrays, name: array}))
-    assert 0 < largest(rows) and all(row.agrees for row in rows if row.quantity != "weights_after_1")
+    assert largest(rows) > 0 and all(row.agrees for row in rows if row.quantity != "weights_after_1")
     # All of them did.
     array = 2 * start - expected.arrays[name]
     rows = compare(problem, expected, Trace(expected.about, {**expected.arrays, name: array}))
