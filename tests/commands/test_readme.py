@@ -1,6 +1,7 @@
 """Every command of the README and of the pages in docs is run, the long ones with fewer iterations and small
 drawn data, and the Python code."""
 
+import importlib.util
 import re
 import shlex
 import shutil
@@ -46,6 +47,10 @@ SMALL = (
 BENCHMARK = "--tasks 2 --repeat 1 --warmup 0 --width 4"
 SHORTER = {
     "--support": "",
+    "interchange export": "--iterations 2 --meta-batch 2 --k-query 1 --width 4 --episodes 4 --dtypes float64",
+    "interchange verify": "",
+    "interchange convert": "",
+    "docs/readers/": "",
     "--start-from runs/": SMALL + " --width 4",
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "--preset best-20way-5shot": SMALL,
@@ -117,6 +122,8 @@ def test_command(clone, command, request):
             "needs files of the user's own; what it calls is tested in test_omniglot.py and "
             "test_checkpoint.py"
         )
+    if "runs/pytorch.npz" in command and importlib.util.find_spec("torch") is None:
+        pytest.skip("needs PyTorch")
     if "--gpus" in command:
         pytest.skip("needs two GPUs; the launcher on a CPU is tested in test_parallel.py")
     arguments = shlex.split(command.split("#")[0])
