@@ -1,8 +1,8 @@
 """MAML in MindSpore, task by task in PyNative mode, on an export of ../interchange.md. Needs: numpy,
 mindspore.
 
-Convolution and pooling are made of slices, products and maxima: MindSpore's own have no float64 on a CPU. First
-order: the second derivatives that nested gradients give in 2.10 are not ours, see ../interchange.md.
+Convolution and pooling are made of slices, products and maxima: MindSpore's own have no float64 on a CPU.
+First order: the second derivatives that nested gradients give in 2.10 are not ours, see ../interchange.md.
 
 python mindspore_loop.py EXPORT TRACE.npz --order 1 --dtype float64
 """
