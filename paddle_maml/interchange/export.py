@@ -26,12 +26,15 @@ from .trace import own_trace
 
 # What version 1 of the format has no words for: the setting, and the value that it must have.
 _FIXED = {
+    "learner": "maml",
     "network": "conv4",
     "start_from": None,
     "learn_inner_lr": False,
     "adapted": "all",
     "first_order_iterations": 0,
     "multi_step_iterations": 0,
+    "random_crops": Settings.random_crops,
+    "random_flips": Settings.random_flips,
 }
 ADAM = {"beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8}  # Paddle's defaults, which training uses
 

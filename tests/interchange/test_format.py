@@ -52,6 +52,7 @@ def test_the_rates_are_those_of_training(problem):
 @pytest.mark.parametrize(
     "preset, sentence",
     [
+        ("prototypical-5way-1shot", "--learner is prototypical"),
         ("mlp-5way-1shot", "--network is mlp"),
         ("sinusoid", "--network is mlp"),
         ("best-20way-1shot", "--learn-inner-lr is True"),
