@@ -150,6 +150,11 @@ def test_help_is_in_groups(main, capsys):
             groups.setdefault(title, []).append(line.split()[0])
     own = [] if main is cli.main_train else ["weights", "your own images"]
     assert list(groups)[1:] == [*own, "data", "task", "learner", "training", "output"]
-    for option, group in (("--image-size", "learner"), ("--n-way", "task"), ("--split-rule", "data")):
+    for option, group in (
+        ("--learner", "learner"),
+        ("--image-size", "learner"),
+        ("--n-way", "task"),
+        ("--split-rule", "data"),
+    ):
         assert option in groups[group]
     assert list(groups.values())[0] == (["-h,"] if own else ["-h,", "--preset"])
