@@ -470,7 +470,7 @@ def _in_runs(path):
 _GROUPS = {
     "dataset": "data",
     "n_way": "task",
-    "network": "learner",
+    "learner": "learner",
     "meta_batch": "training",
     "output": "output",
 }

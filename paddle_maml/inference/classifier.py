@@ -71,10 +71,11 @@ class Classifier:
         if settings.loss != "cross-entropy":
             raise UserError(f"{weights} is of the regression {settings.dataset}, which has no classes.")
         self.settings, self.card = settings, card
-        self.n_way = None if settings.embeds else settings.n_way
         nothing = ImageSet("own images", (), [np.empty((0, *input_shape(settings)), np.uint8)])
         self.learner = make_learner(settings, nothing)
         load_weights(self.learner, weights)
+        # Embeddings know no number of classes, unless what reads them does.
+        self.n_way = getattr(self.learner, "n_way", None) if settings.embeds else settings.n_way
         # Those first by which an answer does not depend on other queries; "one" is for studies.
         first = [name for name in ("support", "population") if name in self.learner.STATISTICS]
         self.statistics = (*first, *(name for name in ("query",) if name in self.learner.STATISTICS))

@@ -79,6 +79,24 @@ def test_learners_that_embed_take_any_number_of_classes(tmp_path, capsys):
     assert "8 classes with 1 support images each, 8 query images, batch statistics of training images" in said
 
 
+@pytest.mark.parametrize("learner", ["anil", "reptile", "lstm"])
+def test_other_learners_do_the_same(learner, tmp_path, capsys):
+    run, drawn = str(tmp_path / "run"), drawings(6)
+    given = options(output=run, iterations=2, learner=learner)
+    for name in ["--inner-steps"] * (learner == "lstm"):
+        del given[given.index(name) : given.index(name) + 2]
+    assert cli.main_train(given) == 0
+    for count in (5, 6):
+        source = [write_folder(tmp_path / name, drawn[:count, place], "abcdef") for name, place in PLACES]
+        status = cli.main_eval(of(source, "--weights", run))
+        output, errors = capsys.readouterr()
+        if count == 5:
+            assert status == 0 and "5 classes with 1 support images each, 5 query images" in output
+            assert "batch statistics of " + ("training" if learner == "lstm" else "the support set") in output
+        else:
+            assert status == 2 and "has 6 classes, but these weights tell 2 to 5 apart" in errors
+
+
 PLACES = ("support", slice(1)), ("query", slice(5, 6))
 
 
@@ -150,6 +168,11 @@ def test_help_is_in_groups(main, capsys):
             groups.setdefault(title, []).append(line.split()[0])
     own = [] if main is cli.main_train else ["weights", "your own images"]
     assert list(groups)[1:] == [*own, "data", "task", "learner", "training", "output"]
-    for option, group in (("--image-size", "learner"), ("--n-way", "task"), ("--split-rule", "data")):
+    for option, group in (
+        ("--learner", "learner"),
+        ("--image-size", "learner"),
+        ("--n-way", "task"),
+        ("--split-rule", "data"),
+    ):
         assert option in groups[group]
     assert list(groups.values())[0] == (["-h,"] if own else ["-h,", "--preset"])

@@ -153,7 +153,7 @@ def test_where_nothing_is_mistaken_the_analysis_says_so(tmp_path, capsys, monkey
     run, folder = tmp_path / "run", tmp_path / "analysis"
     assert cli.main_train(options(output=run, iterations=1)) == 0
 
-    def right(learner, x_spt, y_spt, x_qry, *_):
+    def right(learner, x_spt, y_spt, x_qry, *_, **__):
         labels = np.repeat(np.arange(5), x_qry.shape[1] // 5)
         return np.stack([np.eye(5)[labels]] * len(x_qry))
 
@@ -179,7 +179,7 @@ def test_a_file_is_no_folder(tmp_path, capsys):
 
 def test_scores_that_are_no_numbers_are_said_and_no_accuracy(monkeypatch):
     learner = small_learner()
-    monkeypatch.setattr(learner, "predict", lambda x_spt, *_: np.full([len(x_spt), 10, 5], np.nan))
+    monkeypatch.setattr(learner, "predict", lambda x_spt, *_, **__: np.full([len(x_spt), 10, 5], np.nan))
     images = np.zeros((6, 5, 1, 28, 28), "uint8")
     with pytest.raises(evaluation.Diverged):
         predict_episodes(learner, EpisodeBuilder(images, 5, 1, 2), 2, 3)

@@ -226,7 +226,7 @@ def test_weights_that_others_started_from_are_those_that_come_with_the_library()
     ],
 )
 def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
-    path, (settings, _), card = pretrained.look_up(name)
+    path, (settings, *_), card = pretrained.look_up(name)
     parts, _ = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
     load_weights(learner, path)
