@@ -6,6 +6,7 @@ Whatever imports Paddle is imported then: after `prepare`, and not for a help te
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 
 from ..engine.device import import_paddle
@@ -65,7 +66,7 @@ def _train(arguments):
 _EVALUATED = """
     dataset data_dir split_rule split_seed preprocessing n_way k_shot learner lstm_hidden head network hidden
     batch_norm architecture width image_size in_channels inner_lr inner_optimizer adapted test_inner_steps
-    test_inner_batch test_episodes test_k_query seed device chunk
+    test_inner_lr_factor test_inner_batch test_episodes test_k_query test_within_alphabet seed device chunk
 """.split()
 _EVAL_OPTIONS = {
     "test_episodes": ("--episodes", "episodes, numbered from 0: always the same ones for a seed"),
@@ -74,6 +75,8 @@ _EVAL_OPTIONS = {
         "--inner-steps",
         "gradient steps on the support set; default: those of the run's tests",
     ),
+    "test_inner_lr_factor": ("--inner-lr-factor", "inner rates, as a multiple of the run's"),
+    "test_within_alphabet": ("--within-alphabet", "the classes of an episode are of one alphabet"),
     "seed": ("--seed", "decides the episodes"),
 }
 
@@ -96,8 +99,12 @@ def _evaluate(arguments):
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in list(given) if name not in _EVALUATED}
-    if bool(asked["weights"]) == bool(asked["pretrained"]):
+    if all(asked["weights"] or [""]) == bool(asked["pretrained"]):
         raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if asked["ensemble"] or len(asked["weights"] or []) > 1:
+        for name in ("pretrained", "analyse", "time", *own):
+            if asked[name]:
+                raise UserError(f"--{name} is for one network, and no ensemble: leave it out.")
     if any(asked[name] is not None for name in own):
         return _classify(asked, given)
     if asked["predictions"] is not None:
@@ -117,20 +124,28 @@ def _evaluate(arguments):
     import_paddle()
     from .evaluate import run
 
-    run({**asked, "part": asked["part"] or "test"}, given)
+    if asked["statistics"]:
+        given["test_statistics"] = asked["statistics"]
+    command = shlex.join(["python", "eval.py", *arguments])
+    run({**asked, "part": asked["part"] or "test", "command": command}, given)
 
 
 def _add_weights(group):
     add = group.add_argument
-    text = "run folder, checkpoint folder, .pdparams, or the competition's weights"
-    add("--weights", metavar="PATH", help=text)
+    text = (
+        "run folder, checkpoint folder, .pdparams, or the competition's weights; several are an ensemble: "
+        "each adapts by itself, and their probabilities are averaged"
+    )
+    add("--weights", metavar="PATH", nargs="+", help=text)
+    text = "of a run that kept several (--keep-best) the weights of all its best validations together"
+    add("--ensemble", action="store_true", help=text)
     text = "instead of --weights: weights that come with the library, such as 5way-1shot"
     add("--pretrained", metavar="NAME", help=text)
     text = (
         "whose statistics batch norm uses: query, those of the query set, as published (default for "
-        "episodes); support, of the support set (default for your own images: an answer then does not depend "
-        "on the others); one, of the support set and the one query image, for episodes; population, of "
-        "training images (default of learners that embed)"
+        "episodes, unless the run tests otherwise); support, of the support set (default for your own "
+        "images: an answer then does not depend on the others); one, of the support set and the one query "
+        "image, for episodes; population, of training images (default of learners that embed)"
     )
     add("--statistics", choices=("query", "support", "one", "population"), help=text)
 
@@ -165,7 +180,9 @@ def _add_output(group):
 
 
 # What says nothing to the user's own images.
-_OF_EPISODES = "dataset data_dir split_rule split_seed k_shot test_episodes test_k_query seed".split()
+_OF_EPISODES = """
+    dataset data_dir split_rule split_seed k_shot test_episodes test_k_query test_within_alphabet seed
+""".split()
 
 
 def _classify(asked, given):
@@ -185,7 +202,7 @@ def _classify(asked, given):
     import_paddle()
     from .classify import run
 
-    run(asked, given)
+    run({**asked, "weights": (asked["weights"] or [None])[0]}, given)
 
 
 # ---- python -m paddle_maml ----
@@ -230,10 +247,11 @@ def _results(parser, arguments):
     """Keep what shows how a run went, and tabulate it."""
     what = (
         "keep: copy report, log and curve of the run in the first folder to the second; table: print a line "
-        "for each folder; learners: print a line for each learner that reports, cards or files of eval.py "
-        "--json tell of"
+        "for each folder, or file that eval.py wrote with --json; learners: print a line for each learner "
+        "that reports, cards or files of eval.py --json tell of; average: make the mean of the weights of "
+        "runs with the same start, or of those that one run kept, in the last folder"
     )
-    parser.add_argument("what", choices=("keep", "table", "learners"), help=what)
+    parser.add_argument("what", choices=("keep", "table", "learners", "average"), help=what)
     parser.add_argument("folders", nargs="+", metavar="FOLDER")
     text = "of learners: also draw accuracy against the time to adapt"
     parser.add_argument("--picture", metavar="PNG", help=text)
@@ -242,6 +260,13 @@ def _results(parser, arguments):
         if given["what"] != "learners":
             raise UserError(f"--picture says nothing to {given['what']}: leave it out.")
         check_target(given["picture"], "--picture")
+    *runs, folder = given["folders"]
+    if given["what"] == "average":
+        import_paddle()
+        from ..engine.averaging import average
+
+        average(runs, folder)
+        return
     from ..engine.comparison import table as table_of_learners
     from ..engine.results import keep, table
 

@@ -8,6 +8,7 @@ import sys
 from ..data.images import ImageSet
 from ..engine.analysis import analyse, write_analysis
 from ..engine.assembly import (
+    NETWORK,
     choose_device,
     describe,
     environment,
@@ -18,38 +19,71 @@ from ..engine.assembly import (
     require_classes,
     settings_for,
 )
-from ..engine.evaluation import choose_statistics, evaluate
-from ..engine.provenance import classes_trained_on, find_weights, look_up
+from ..engine.checkpoint import kept_weights
+from ..engine.ensemble import as_tested
+from ..engine.evaluation import evaluate
+from ..engine.provenance import classes_trained_on, find_weights, look_up, together
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import WITH_STEPS
 from ..engine.timing import time_tasks
 from ..engine.weights import load_weights
 from ..errors import UserError
+from ..files import digest
 from ..report.tables import analysis_table, evaluation_table, times_line, write_json
+
+# What the members of an ensemble must have in common, so that one test is for all of them.
+ALIKE = (
+    "dataset",
+    "split_rule",
+    "split_seed",
+    "preprocessing",
+    "k_shot",
+    *NETWORK,
+    *"loss head adapted inner_lr learn_inner_lr inner_optimizer test_inner_batch steps_at_test".split(),
+)
 
 
 def run(asked: dict, given: dict) -> None:
     """Evaluate what is asked for, with the settings that are given, and print and write the result."""
     name = asked["pretrained"]
-    weights, origin = look_up(name)[:2] if name else find_weights(asked["weights"])
-    settings = settings_for(origin and origin.settings, given)
+    found = [look_up(name)[:2]] if name else [find_weights(path) for path in _paths(asked)]
+    settings, *others = [settings_for(origin and origin.settings, given) for _, origin in found]
+    for other in others:
+        for option in ALIKE:
+            mine, others_own = getattr(settings, option), getattr(other, option)
+            if mine != others_own:
+                raise UserError(
+                    f"An ensemble needs weights of one kind, but {option} is {mine} of the first ones and "
+                    f"{others_own} of others: leave those out."
+                )
     with own_network_may_fail(settings):
-        _run(asked, name, weights, origin, settings)
+        _run(asked, name, found, settings)
 
 
-def _run(asked, name, weights, origin, settings):
-    part = asked["part"]
+def _paths(asked):
+    """The paths of all weights that are meant."""
+    if not asked["ensemble"]:
+        return asked["weights"]
+    for path in asked["weights"]:
+        if not os.path.isdir(path):
+            raise UserError(f"--ensemble is for the folder of a run, but {path} is none: leave it out.")
+    return [file for folder in asked["weights"] for file in kept_weights(folder).values()]
+
+
+def _run(asked, name, found, settings):
+    part, origins = asked["part"], [origin for _, origin in found]
     device = choose_device(settings)
     if part == "all" and not settings.of_folder:
         raise UserError(f"--split is all, but the dataset is {settings.dataset}, no folder: name a part.")
     parts, rule = load_images(settings, announce=print)
     images = ImageSet.joined(parts.values()) if part == "all" else parts[part]
     require_classes(settings, {part: images}, "add classes, or take those of all parts with --split all")
-    learner = make_learner(settings, images)
-    load_weights(learner, weights)
-    if asked["statistics"]:
-        choose_statistics(learner, asked["statistics"])
-    seen = classes_trained_on(origin, settings, part) if part != "train" else 0
+    learners = []
+    for weights, _ in found:
+        learners.append(make_learner(settings, images))
+        load_weights(learners[-1], weights)
+    learner = learners[0]
+    seen = classes_trained_on(together(origins), settings, part) if part != "train" else 0
     if seen:
         print(
             f"Note: these weights were trained on {seen} of the classes of this split; their accuracy on it "
@@ -77,17 +111,25 @@ def _run(asked, name, weights, origin, settings):
         report = {"analysis": {**about, **analysis}}
     else:
         episodes = evaluation_episodes(settings, images)
-        result = evaluate(learner, episodes, settings.test_episodes, settings.steps_at_test)
+        with as_tested(settings, learners) as tested:
+            result = evaluate(tested, episodes, settings.test_episodes, settings.steps_at_test)
+        if len(found) > 1:
+            result["ensemble"] = [
+                {"file": os.path.basename(path), "sha256": digest(path)} for path, _ in found
+            ]
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
-        report["parameters"] = sum(p.size for p in learner.parameters() if not p.stop_gradient)
+        report["parameters"] = sum(
+            p.size for member in learners for p in member.parameters() if not p.stop_gradient
+        )
         if asked["time"]:
             report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
             print(times_line(report["times"]))
     report.update(
-        weights=name or os.path.abspath(weights),
+        weights=name or (os.path.abspath(found[0][0]) if len(found) == 1 else asked["weights"]),
         classes_trained_on=seen,
         environment=environment(device),
+        command=asked["command"],
         settings=settings.as_dict(),
     )
     if asked["analyse"]:

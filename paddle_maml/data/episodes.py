@@ -7,8 +7,10 @@ draws.py:
    least n_way classes, in the order of their first classes, the one numbered below(their number); classes =
    choose(its classes, n_way). The class drawn at place l has the label l. With rotations, then one below(4)
    for each label in order: the quarter turns, counter-clockwise, of all images of this class; a character
-   therefore never appears under two rotations. Then for each label in order: choose(images of the class,
-   k_shot + k_query); the first k_shot are its support images, the others its query images.
+   therefore never appears under two rotations. With rotations and within alphabets, one below(4) for all
+   labels: the alphabet is turned, and its characters stay as alike as they are. Then for each label in order:
+   choose(images of the class, k_shot + k_query); the first k_shot are its support images, the others its
+   query images.
 5. Order. Both sets are sorted by label, images of a label in the order drawn. With crops or flips they are
    then changed by the rule of augmentation.py. Input value: v / 255 * 2 - 1 in float32.
 """
@@ -39,7 +41,7 @@ class EpisodeBuilder(SeededTasks):
         k_query: query images of each class; support and query share none.
         seed: 0 .. 2**64 - 1.
         rotations: turn each class of an episode by 0, 90, 180 or 270 degrees, which makes four classes of
-            one.
+            one; within alphabets all classes alike, which makes four alphabets of one.
         length: number of episodes, `len()` of the data set, and where its indices end. Without one there are
             as many as anybody wants, and `len()` is 2**20, what a `DataLoader` goes through in an epoch.
         within_alphabet: take all classes of an episode from one alphabet, see `alphabet_of`.
@@ -140,7 +142,10 @@ class EpisodeBuilder(SeededTasks):
             classes = [alphabet[place] for place in draws.choose(len(alphabet), self.n_way)]
         else:
             classes = draws.choose(len(self.images), self.n_way)
-        turns = [draws.below(4) if self.rotations else 0 for _ in classes]
+        if self.rotations and self._alphabets:
+            turns = [draws.below(4)] * self.n_way
+        else:
+            turns = [draws.below(4) if self.rotations else 0 for _ in classes]
         return [
             (number, quarter_turns, draws.choose(len(self.images[number]), self.k_shot + self.k_query))
             for number, quarter_turns in zip(classes, turns)
@@ -151,6 +156,20 @@ class EpisodeBuilder(SeededTasks):
         x = change(x, changes, self.crops, self.flips) if changes else x
         x = to_network_input(x) if x.dtype == np.uint8 else x.astype(np.float32, copy=False)
         return x, np.repeat(np.arange(self.n_way, dtype=np.int64), len(images[0]))
+
+
+class Alternating(Dataset):
+    """The episodes of several builders in turns: episode i is episode i of number i modulo their number."""
+
+    def __init__(self, *builders: EpisodeBuilder):
+        super().__init__()
+        self.builders = builders
+
+    def __len__(self) -> int:
+        return min(map(len, self.builders))
+
+    def __getitem__(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.builders[index % len(self.builders)][index]
 
 
 def meta_batch(builder: Dataset, indices: Iterable[int]) -> tuple[np.ndarray, ...]:

@@ -10,6 +10,8 @@ from __future__ import annotations
 import random
 from typing import Collection
 
+import numpy as np
+
 from ..errors import UserError
 from .draws import Draws, philox_words
 from .images import alphabet_of
@@ -23,9 +25,9 @@ def split_classes(classes: Collection[str], rule: str) -> dict[str, list[str]]:
     """Divides classes into training, validation and test classes.
 
     Args:
-        classes: names, "Alphabet/characterNN", in any order; for "competition" and "vinyals" all of
-            Omniglot's.
-        rule: "competition" (973/325/325), "vinyals" (1028/172/423) or "synthetic" (by alphabet, 60/20/20 %).
+        classes: names, "Alphabet/characterNN", in any order; for all rules but "synthetic" all of Omniglot's.
+        rule: "competition" (973/325/325), "vinyals" (1028/172/423), "lake" (792/172/659), "mamlpp"
+            (1150/50/423) or "synthetic" (by alphabet, 60/20/20 %).
 
     Returns:
         {"train": [...], "val": [...], "test": [...]}, in the order the rule gives.
@@ -65,6 +67,34 @@ def _vinyals(classes):
     return train, val, names[1200:]
 
 
+def _lake(classes):
+    """Omniglot's own division (Lake et al. 2015): what is learned before is learned from the 30 alphabets of
+    images_background, and the 20 of images_evaluation are for testing.
+
+    Of the 30 the alphabets Armenian, Bengali, Early_Aramaic, Hebrew and Mkhedruli_(Georgian), which Vinyals
+    et al. hold back too, are for validation, and the other 25 for training, each sorted by name. All five
+    have more than 20 characters, as the alphabets of the test have 20 or more.
+    """
+    _require_omniglot(classes)
+    background = sorted(class_names(BACKGROUND))
+    train = [name for name in background if alphabet_of(name) not in VINYALS_VALIDATION]
+    val = [name for name in background if alphabet_of(name) in VINYALS_VALIDATION]
+    return train, val, sorted(class_names(EVALUATION))
+
+
+def _mamlpp(classes):
+    """The split of MAML++ (Antoniou et al. 2019), as its published code makes it with val_seed 0.
+
+    All names sorted, their numbers 0, 1, ... shuffled by NumPy's RandomState(985773).shuffle, which 0 is the
+    seed of there (RandomState(0).randint(1, 999999)), cut into 1150, 50 and 423.
+    """
+    _require_omniglot(classes)
+    names, order = sorted(classes), np.arange(len(classes), dtype=np.int32)
+    np.random.RandomState(985773).shuffle(order)
+    names = [names[number] for number in order]
+    return names[:1150], names[1150:1200], names[1200:]
+
+
 def _synthetic(classes):
     """Whole alphabets in sorted order: a fifth for testing, a fifth for validation (at least one each), the
     rest for training."""
@@ -102,8 +132,14 @@ def split_by_seed(classes: Collection[str], seed: int) -> dict[str, list[str]]:
     return {part: sorted(cut) for part, cut in zip(PARTS, cuts)}
 
 
-RULES = {"competition": _competition, "vinyals": _vinyals, "synthetic": _synthetic}
-OMNIGLOT_RULES = ("competition", "vinyals")
+RULES = {
+    "competition": _competition,
+    "vinyals": _vinyals,
+    "lake": _lake,
+    "mamlpp": _mamlpp,
+    "synthetic": _synthetic,
+}
+OMNIGLOT_RULES = ("competition", "vinyals", "lake", "mamlpp")
 
 
 def _require_omniglot(classes):

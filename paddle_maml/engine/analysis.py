@@ -3,7 +3,6 @@ alike the classes were and how they were turned, and what was mistaken for what.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from typing import Callable
 
@@ -18,6 +17,7 @@ from ..learners.maml import MetaLearner
 from ..report.pictures import draw_matrix, draw_sheet, png, stacked
 from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
 from .assembly import evaluation_episodes
+from .ensemble import inner_rates
 from .evaluation import BATCH_STATISTICS, Diverged, mean_and_interval, score_episodes
 from .settings import Settings
 
@@ -107,7 +107,7 @@ def analyse(
     by_steps = _by_steps(*score_episodes(learner, builder, episodes, INNER_STEPS, BATCH))
     by_factor = []
     for factor in RATE_FACTORS:
-        with _inner_rates(learner, factor):
+        with inner_rates(learner, factor):
             by_factor.append(
                 {
                     "factor": factor,
@@ -174,24 +174,6 @@ def write_analysis(folder: str, report: dict, predictions: Predictions) -> None:
 def _summary(accuracies):
     mean, interval = mean_and_interval(accuracies)
     return {"accuracy": float(mean), "interval": float(interval)}
-
-
-@contextlib.contextmanager
-def _inner_rates(learner, factor):
-    """The learner with all inner rates times a factor."""
-    rate, rates = (
-        learner.inner_lr,
-        None if learner.inner_rates is None else learner.inner_rates.numpy().copy(),
-    )
-    learner.inner_lr = rate * factor
-    if rates is not None:
-        learner.inner_rates.set_value(rates * np.asarray(factor, rates.dtype))
-    try:
-        yield
-    finally:
-        learner.inner_lr = rate
-        if rates is not None:
-            learner.inner_rates.set_value(rates)
 
 
 def _counts(predictions):

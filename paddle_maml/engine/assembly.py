@@ -16,7 +16,7 @@ import numpy as np
 import paddle
 
 from ..data.batches import BatchBuilder, labels_of
-from ..data.episodes import EpisodeBuilder
+from ..data.episodes import Alternating, EpisodeBuilder
 from ..data.folder import load_folder
 from ..data.images import ImageSet
 from ..data.omniglot import load_omniglot
@@ -139,6 +139,11 @@ def _load(settings, distortions, announce):
     }, rule
 
 
+def in_training(settings: Settings) -> Settings:
+    """The settings with the classes that an episode of training has."""
+    return dataclasses.replace(settings, n_way=settings.classes_in_training)
+
+
 def make_learner(settings: Settings, images: ImageSet | Sinusoids, training: bool = False) -> Learner:
     """A learner with fresh weights, drawn from Paddle's random state, for what a part of the split holds; if
     it is for training, with what only training needs."""
@@ -246,7 +251,7 @@ def require_own_network(stored: Settings, given: dict) -> None:
 
 
 # The settings that make a network.
-_NETWORK = (
+NETWORK = (
     "n_way learner lstm_hidden network hidden batch_norm architecture width image_size in_channels".split()
 )
 # Those of them whose network is the same for any number of classes.
@@ -267,7 +272,7 @@ def settings_for(of_weights: Settings | None, given: dict) -> Settings:
     """
     trained = of_weights or Settings()
     require_own_network(trained, given)
-    for name in _NETWORK[trained.learner in _ANY_N_WAY :] if of_weights else ():
+    for name in NETWORK[trained.learner in _ANY_N_WAY :] if of_weights else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
                 f"{flag(name)} is {given[name]}, but these weights are of a network with "
@@ -325,8 +330,8 @@ def multi_step_weights(iteration: int, period: int, inner_steps: int) -> list[fl
     return [0.0] + [earlier] * (inner_steps - 1) + [1 - earlier * (inner_steps - 1)]
 
 
-def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder | BatchBuilder:
-    """The `EpisodeBuilder` of training, of an `ImageSet`; of a learner that trains without episodes the
+def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder | Alternating | BatchBuilder:
+    """The episodes of training, of an `ImageSet`; of a learner that trains without episodes the
     `BatchBuilder`."""
     changes = {
         "rotations": settings.rotations,
@@ -335,13 +340,18 @@ def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder | 
     }
     if settings.learner == "fine-tuning":
         return BatchBuilder(images, settings.batch_size, settings.seed, **changes)
-    settings = dataclasses.replace(settings, n_way=settings.train_n_way or settings.n_way)
-    return _episodes(settings, images, settings.k_query, **changes)
+    settings = in_training(settings)
+    builders = [
+        _episodes(settings, images, settings.k_query, within_alphabet=within, **changes)
+        for within in {"never": [False], "always": [True], "mixed": [False, True]}[settings.within_alphabet]
+    ]
+    return builders[0] if len(builders) == 1 else Alternating(*builders)
 
 
 def evaluation_episodes(settings: Settings, images: ImageSet, **options: bool) -> EpisodeBuilder:
-    """An `EpisodeBuilder` with the number of query images for testing, of an `ImageSet`; options are
-    rotations and within_alphabet of `EpisodeBuilder`, which validation and test leave out."""
+    """An `EpisodeBuilder` with the number of query images for testing, and with classes of one alphabet where
+    the settings test so, of an `ImageSet`; options are rotations and within_alphabet of `EpisodeBuilder`."""
+    options = {"within_alphabet": settings.test_within_alphabet, **options}
     return _episodes(settings, images, settings.test_k_query, **options)
 
 
@@ -393,6 +403,11 @@ def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part
             "inner_steps": settings.fitting_steps,
             "inner_lr": settings.inner_lr,
         }
+    special = {
+        name: getattr(settings, f"test_{name}")
+        for name in ("inner_lr_factor", "within_alphabet")
+        if getattr(settings, f"test_{name}") != getattr(Settings, f"test_{name}")
+    }
     return {
         "learner": settings.learner,
         "dataset": images.name,
@@ -403,6 +418,7 @@ def describe(result: dict, settings: Settings, images: ImageSet, rule: str, part
         "k_shot": settings.k_shot,
         "k_query": settings.test_k_query,
         **steps,
+        **special,
         "seed": settings.seed,
         **result,
     }

@@ -13,13 +13,23 @@ from .plain_data import read_file
 from .settings import Settings, settings_from_dict
 
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
+# In the sets of runs that have them: the moving average of the weights, and those of the best validations.
+AVERAGE, KEPT = "average.pdparams", "kept-{iteration}.pdparams"
 
+_MORE = re.compile(r"average\.pdparams|kept-\d+\.pdparams")
 _SET_NAME = re.compile(r"checkpoint-(\d+)(?:\.(\d+))?$")
 _PARTIAL, _REMOVED = ".checkpoint.partial", ".checkpoint.removed"
 
 
 def write_checkpoint(
-    run_folder: str, iteration: int, weights: dict, best: dict, optimizer: dict, states: dict
+    run_folder: str,
+    iteration: int,
+    weights: dict,
+    best: dict,
+    optimizer: dict,
+    states: dict,
+    average: dict | None = None,
+    kept: dict[int, dict] | None = None,
 ) -> str:
     """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
 
@@ -34,6 +44,9 @@ def write_checkpoint(
         optimizer: the meta-optimizer's state, see `optimizer_state`.
         states: dict of plain values: iteration, settings, and what else the training needs. The digests of
             the other files are added.
+        average: the moving average of the weights, where the run has one.
+        kept: the weights of the best validations, by meta-iteration; they are written once, and the next sets
+            link to the same files.
     Returns:
         Path of the new set.
     """
@@ -42,17 +55,18 @@ def write_checkpoint(
     partial = os.path.join(run_folder, _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     os.mkdir(partial)
+    before, digests = newest_checkpoint(run_folder), {}
+    contents = {WEIGHTS: weights, BEST: best, OPTIMIZER: optimizer}
+    if average is not None:
+        contents[AVERAGE] = average
+    contents.update({KEPT.format(iteration=number): arrays for number, arrays in (kept or {}).items()})
+    contents[STATES] = {**states, "sha256": digests}  # the last: it has the digests of the others
     try:
-        digests = {}
-        for name, content in (
-            (WEIGHTS, weights),
-            (BEST, best),
-            (OPTIMIZER, optimizer),
-            (STATES, {**states, "sha256": digests}),
-        ):
+        for name, content in contents.items():
             path = os.path.join(partial, name)
-            paddle.save(content, path)
-            files.sync(path)
+            if not (name.startswith("kept-") and before and _linked(os.path.join(before, name), path)):
+                paddle.save(content, path)
+                files.sync(path)
             digests[name] = files.digest(path)
         files.sync(partial)
         final = _free_name(run_folder, iteration)
@@ -63,6 +77,15 @@ def write_checkpoint(
     files.sync(run_folder)
     remove_leftovers(run_folder)
     return final
+
+
+def _linked(source, path):
+    """Whether a second name could be given to a file; it cannot where there is none, and on some disks."""
+    try:
+        os.link(source, path)
+    except OSError:
+        return False
+    return True
 
 
 def newest_checkpoint(run_folder: str) -> str | None:
@@ -112,7 +135,7 @@ def _sets(run_folder):
         except OSError:  # a file, or removed in this moment
             continue
         missing = [file for file in FILES if file not in content]
-        if content and content <= set(FILES):
+        if content and all(file in FILES or _MORE.fullmatch(file) for file in content):
             (damaged if missing else sets).append(((int(match[1]), int(match[2] or 0)), path, *missing[:1]))
     return [path for _, path in sorted(sets)], [(path, missing) for _, path, missing in sorted(damaged)]
 
@@ -153,9 +176,32 @@ def stored_settings(run_folder: str) -> Settings | None:
 
 def best_weights(folder: str) -> str:
     """The file of the best weights of a run folder or checkpoint folder; UserError if there is none."""
+    return os.path.join(_set_of(folder), BEST)
+
+
+def kept_weights(folder: str) -> dict[int, str]:
+    """The weights that a run kept of its best validations, the best first: their files by meta-iteration, in
+    its folder or checkpoint folder; UserError if it kept none."""
+    found = _set_of(folder)
+    kept = read_states(os.path.join(found, STATES))[0].get("kept")
+    if not isinstance(kept, list) or not all(
+        isinstance(entry, dict) and type(entry.get("iteration")) is int for entry in kept
+    ):
+        kept = []
+    numbers = [entry["iteration"] for entry in kept]
+    paths = {number: os.path.join(found, KEPT.format(iteration=number)) for number in numbers}
+    missing = [path for path in paths.values() if not os.path.isfile(path)]
+    if missing or not paths:
+        what = f"lacks {os.path.basename(missing[0])}" if missing else "kept the best validation alone"
+        raise UserError(f"The run in {folder} {what}: train with --keep-best 5, or name several weights.")
+    return paths
+
+
+def _set_of(folder):
+    """A checkpoint folder itself, or the newest one of a run folder; UserError if there is none."""
     found = folder if os.path.isfile(os.path.join(folder, STATES)) else newest_checkpoint(folder)
     if found is None:
         raise UserError(
             f"The folder {folder} holds no checkpoint: name the folder of a run, or a file of weights."
         )
-    return os.path.join(found, BEST)
+    return found

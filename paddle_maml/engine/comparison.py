@@ -61,6 +61,8 @@ def compare(paths: list[str]) -> list[dict]:
         test, settings = tested_in(report), settings_from_dict(report["settings"])
         if "score_name" in test:
             raise UserError(f"{path} is of a regression, which has no accuracy: leave it out.")
+        if "ensemble" in test:
+            raise UserError(f"{path} is of an ensemble, and not of one network: leave it out.")
         protocol = {name: test.get(name) for name in _PROTOCOL}
         first = first or (path, protocol)
         for name, value in protocol.items():

@@ -168,6 +168,24 @@ _LSTM = dict(
     val_every=1000,
 )
 
+# Lake et al. 2015: 20 classes of one alphabet that training has not seen, and each query image by itself, so
+# that no statistics of the query set help. Every other episode of training is of one alphabet, turned as a
+# whole, for what tells like characters apart; the others are of all, because there are few alphabets.
+_LAKE = dict(
+    n_way=20,
+    k_shot=1,
+    split_rule="lake",
+    within_alphabet="mixed",
+    rotations=True,
+    distortions=8,
+    meta_lr_schedule="cosine",
+    iterations=20000,
+    val_every=2000,
+    val_episodes=100,
+    test_episodes=600,
+    test_within_alphabet=True,
+)
+
 PRESETS = {
     # Two to three minutes on two CPU cores with no download: narrow network, few episodes, exact gradient
     # because it learns faster per episode.
@@ -210,6 +228,11 @@ PRESETS = {
     "best-5way-5shot": dict(
         _BEST_5WAY, k_shot=5, start_from="20way-1shot", meta_lr=0.0005, iterations=800, val_every=100
     ),
+    # One query image a class in training, so that its statistics are like those of the support set, by which
+    # the test goes.
+    "lake-20way-1shot": dict({**_BEST, **_LAKE}, k_query=1, meta_batch=8, test_statistics="support"),
+    # Needs no statistics of an episode in the test: the population's.
+    "lake-prototypical": dict(_LAKE, learner="prototypical", k_query=5, meta_batch=4),
     # As many query as support images in training, as in the paper.
     "paper-5way-1shot": dict(_PAPER_5WAY, k_shot=1, k_query=1),
     "paper-5way-5shot": dict(_PAPER_5WAY, k_shot=5, k_query=5),

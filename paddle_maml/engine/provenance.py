@@ -44,6 +44,14 @@ def origin_of(settings: Settings, stored: dict) -> Origin:
     return Origin(settings, trained_on, stored.get("listing_sha256") or "")
 
 
+def together(origins: list[Origin | None]) -> Origin | None:
+    """The `Origin` of weights that are used together, with the settings of the first; None if that of one is
+    not known."""
+    if None in origins:
+        return None
+    return origins[0]._replace(trained_on=sorted({name for one in origins for name in one.trained_on}))
+
+
 def names() -> list[str]:
     """The names of the weights that come with the library."""
     return sorted(path.stem for path in SHELF.glob("*.json"))

@@ -123,14 +123,17 @@ def keep(run_folder: str, folder: str) -> None:
 
 
 def table(folders: list[str]) -> str:
-    """The reports in these folders as a Markdown table, see `results_table`. A folder that is named twice
-    counts once.
+    """The reports in these folders as a Markdown table, see `results_table`, or the files that eval.py writes
+    with --json. A folder that is named twice counts once.
 
     Raises:
         UserError: a report is missing or damaged.
     """
     runs = []
     for folder in {os.path.realpath(folder): folder for folder in folders}.values():
+        if os.path.isfile(folder):
+            runs.append(_evaluation(folder))
+            continue
         wanted = {"iterations": int, "seed": int, "training_seconds": NUMBER}
         report = read_report(os.path.join(folder, REPORT), **wanted)
         settings = settings_from_dict(report["settings"])
@@ -138,3 +141,11 @@ def table(folders: list[str]) -> str:
         name = os.path.basename(os.path.normpath(folder))
         runs.append((name, report, settings.order, settings.command(), without_seed.command()))
     return results_table(runs)
+
+
+def _evaluation(path):
+    """The result of eval.py in a file, as `results_table` takes it."""
+    report = read_report(path, command=str)
+    report = {"test": tested_in(report), "seed": report["settings"]["seed"], **report}
+    name, order = Path(path).stem, report["settings"]["order"]
+    return name, report, order, report["command"], report["command"]

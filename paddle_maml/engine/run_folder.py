@@ -83,7 +83,9 @@ class RunFolder:
         stored, settings = checkpoint.read_states(states)
         self._refuse_other_settings(settings)
         listing = trainer.state.listing_sha256
-        stored = {"listing_sha256": "", **stored, "trained_on": origin_of(settings, stored).trained_on}
+        # Older runs do not say what they kept, and what they were trained on.
+        stored = {"listing_sha256": "", "kept": [], **stored}
+        stored["trained_on"] = origin_of(settings, stored).trained_on
         for field in dataclasses.fields(trainer.state):
             value = stored.get(field.name)
             if type(value) is not type(getattr(trainer.state, field.name)):
@@ -100,13 +102,35 @@ class RunFolder:
                 f"iterations is {self.settings.iterations}, but the run in {self.path} has done {done} "
                 f"already: ask for more, or choose another folder with {flag('output')}."
             )
-        load_weights(trainer.learner, best)
-        trainer.best = trainer.kept_weights()
+        self._restore_best(path, best)
+        if self.settings.average_weights:
+            load_weights(trainer.learner, os.path.join(path, checkpoint.AVERAGE))
+            trainer.average = trainer.weights()
         load_weights(trainer.learner, weights)
         if done:
             set_optimizer_state(trainer.optimizer, trainer.learner, checkpoint.read_file(moments), moments)
         self.saved = (done, trainer.state.validated)
         return f"Continuing {self.path} after meta-iteration {done}."
+
+    def _restore_best(self, path, best):
+        """Take up the weights of the best validation, and of those that are kept."""
+        trainer, state = self.trainer, self.trainer.state
+
+        def weights_in(file):
+            load_weights(trainer.tested, file)
+            return trainer.kept_weights()
+
+        trainer.best = weights_in(best)
+        if self.settings.keep_best == 1 or not state.validated:
+            state.kept = []
+        elif state.kept:
+            state.kept = state.kept[: self.settings.keep_best]
+            files = checkpoint.kept_weights(path)
+            trainer.kept = {one["iteration"]: weights_in(files[one["iteration"]]) for one in state.kept}
+        else:  # the run has kept the best alone so far
+            score, interval = state.best_accuracy, state.best_interval
+            state.kept = [{"iteration": state.best_iteration, "score": score, "interval": interval}]
+            trainer.kept = {state.best_iteration: trainer.best}
 
     def open(self, begins_with: str | None) -> None:
         """Save the first state and begin the log, with a sentence on where the run begins."""
@@ -150,10 +174,11 @@ class RunFolder:
             "seed": self.settings.seed,
             "environment": self.environment,
         }
-        # The newest must do until there is a validation.
-        best = trainer.best if state.validated else trainer.kept_weights()
+        best = trainer.best if state.validated else trainer.shown()  # until there is a validation
         moments = optimizer_state(trainer.optimizer, trainer.learner)
-        checkpoint.write_checkpoint(self.path, state.iteration, weights, best, moments, states)
+        checkpoint.write_checkpoint(
+            self.path, state.iteration, weights, best, moments, states, trainer.average, trainer.kept
+        )
         self.saved = (state.iteration, state.validated)
 
     def stop_if_asked(self) -> None:
@@ -178,6 +203,7 @@ class RunFolder:
                 "episodes": self.settings.val_episodes,
                 "iteration": state.best_iteration,
             },
+            **({"kept": state.kept} if state.kept else {}),
             "start_sha256": state.start_sha256 or None,
             "listing_sha256": state.listing_sha256 or None,
             "trained_on": state.trained_on,

@@ -58,14 +58,18 @@ def _rate(default, help):
     return _setting(default, help, check=check)
 
 
-def _choice(help, *choices):
-    """One of some values; the first is the default."""
+def _choice(help, *choices, default=...):
+    """One of some values; the first is the default, unless another one is given."""
 
     def check(value):
         return None if value in choices else "must be one of " + ", ".join(map(str, choices))
 
     check.choices = choices
-    return _setting(choices[0], help, check=check)
+    return _setting(choices[0] if default is ... else default, help, check=check)
+
+
+def _decay(value):
+    return None if 0 <= value < 1 else "must be from 0 to below 1"
 
 
 def _units(text):
@@ -98,19 +102,19 @@ _OF_LEARNERS = {
     **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
     "multi_step_iterations": SECOND_ORDER,
     **dict.fromkeys(["inner_lr", "test_inner_steps"], (*WITH_STEPS, "fine-tuning")),
-    "inner_steps": WITH_STEPS,
+    **dict.fromkeys(["inner_steps", "test_inner_lr_factor"], WITH_STEPS),
     "adapted": ("maml", "fine-tuning"),
-    "train_n_way": ("prototypical",),
+    "train_n_way": (*SECOND_ORDER, "prototypical"),
+    "within_alphabet": (*WITH_STEPS, "prototypical", "lstm"),
     **dict.fromkeys(["inner_optimizer", "inner_batch", "test_inner_batch"], ("reptile",)),
     "lstm_hidden": ("lstm",),
     **dict.fromkeys(["head", "batch_size"], ("fine-tuning",)),
 }
 
-_OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
-_OF_IMAGES = (
-    "rotations random_crops random_flips distortions n_way image_size in_channels preprocessing split_rule "
-    "split_seed data_dir"
-).split()
+_OF_IMAGES = """
+    rotations random_crops random_flips distortions n_way train_n_way within_alphabet test_within_alphabet
+    image_size in_channels preprocessing split_rule split_seed data_dir
+""".split()
 _OF_FOLDER = ("split_seed", "in_channels")
 _OF_OMNIGLOT = "split_rule preprocessing distortions data_dir".split()
 
@@ -139,6 +143,8 @@ class Settings:
         "rule that divides Omniglot's classes into train, val and test; drawn characters have their own",
         "competition",
         "vinyals",
+        "lake",
+        "mamlpp",
     )
     split_seed: int = _number(
         0,
@@ -167,7 +173,18 @@ class Settings:
 
     n_way: int = _number(5, "classes in an episode", "classes", 2, 10000)
     train_n_way: int = _number(
-        None, "of prototypical: classes in an episode of training; default: n_way", "classes", 2, 10000
+        None,
+        "classes in an episode of training; of a learner with a linear layer at least n_way, whose outputs "
+        "are then kept alone; default: n_way",
+        "classes",
+        2,
+        10000,
+    )
+    within_alphabet: str = _choice(
+        "whether the classes of a training episode are of one alphabet; mixed: in every other episode",
+        "never",
+        "always",
+        "mixed",
     )
     k_shot: int = _number(1, "support images of each class", *_IMAGES)
     k_query: int = _number(15, "query images of each class in training", *_IMAGES)
@@ -269,6 +286,9 @@ class Settings:
         0,
         1000,
     )
+    test_inner_lr_factor: float = _rate(
+        1.0, "inner rates in validation and test, as a multiple of training's"
+    )
 
     meta_batch: int = _number(32, "episodes in a meta-batch", "episodes", 1, 4096)
     iterations: int = _number(
@@ -292,6 +312,28 @@ class Settings:
     val_episodes: int = _number(200, "episodes of a validation, always the same ones", "episodes", 2, 10**6)
     test_episodes: int = _number(1000, "episodes of the test at the end", "episodes", 2, 10**6, True)
     test_k_query: int = _number(15, "query images of each class in validation and test", *_IMAGES)
+    test_within_alphabet: bool = _setting(
+        False, "the classes of an episode of validation and test are of one alphabet"
+    )
+    test_statistics: str = _choice(
+        "what batch norm knows when a query image is classified in validation and test. query: the whole "
+        "query set; support: the support set alone; one: the support set and that image; population: "
+        "training images; default: the first of the learner's",
+        "query",
+        "support",
+        "one",
+        "population",
+        default=None,
+    )
+    average_weights: float = _setting(
+        0.0,
+        "decay of a moving average of the weights over meta-iterations, which is validated, kept and tested "
+        "in their place; such as 0.999, or 0 for none",
+        check=_decay,
+    )
+    keep_best: int = _number(
+        1, "the best validations whose weights are kept, for eval.py --ensemble", "validations", 1, 100, True
+    )
 
     seed: int = _number(0, "decides initial weights and episodes", "", 0, 2**64 - 1)
     device: str = _setting(
@@ -332,6 +374,16 @@ class Settings:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
         if self.dataset == "sinusoid" and self.network == "conv4":
             raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
+        if not self.embeds and self.classes_in_training < self.n_way:
+            raise UserError(
+                f"train_n_way is {self.train_n_way}, but must be at least n_way, {self.n_way}: the test "
+                "needs as many outputs."
+            )
+        if self.own_network and not self.embeds and self.classes_in_training > self.n_way:
+            raise UserError(
+                f"train_n_way is {self.train_n_way}, but which outputs of a network of your own are to be "
+                "kept for the test is not known: leave it out."
+            )
         if self.dataset == "sinusoid" and self.embeds:
             raise UserError(f"learner is '{self.learner}', but sinusoids have no classes: use maml.")
         if self.learner == "fine-tuning" and self.head == "linear" and self.test_inner_steps == 0:
@@ -370,7 +422,8 @@ class Settings:
         local = {
             field.name: field.default
             for field in dataclasses.fields(self)
-            if field.metadata["may_change"] and field.name not in ("iterations", "test_episodes", "output")
+            if field.metadata["may_change"]
+            and field.name not in ("iterations", "test_episodes", "output", "keep_best")
         }
         if self.start_from and os.path.dirname(self.start_from):
             # A path, and no name of weights that come with the library: it must not look like one.
@@ -440,6 +493,12 @@ class Settings:
     def embeds(self) -> bool:
         """Whether the learner's network makes embeddings."""
         return self.learner in _EMBED
+
+    @property
+    def classes_in_training(self) -> int:
+        """Classes in an episode of training."""
+        more = self.learner in _OF_LEARNERS["train_n_way"]
+        return (more and self.train_n_way) or self.n_way
 
     @property
     def steps_at_test(self) -> int | None:

@@ -22,6 +22,7 @@ from .assembly import (
     describe,
     environment,
     held_back_episodes,
+    in_training,
     load_training_images,
     make_learner,
     make_optimizer,
@@ -30,6 +31,7 @@ from .assembly import (
     training_episodes,
 )
 from .background import Ahead
+from .ensemble import as_tested
 from .evaluation import Diverged, evaluate
 from .parallel import ALONE, Ranks
 from .processes import started_rank
@@ -37,7 +39,7 @@ from .provenance import UNKNOWN, fresh_weights_are_a_way_out, origin_of, start_w
 from .run_folder import NotFinite, RunFolder, refuse_other_run
 from .settings import Settings
 from .signals import Interrupted, StopRequest
-from .weights import load_weights, set_weights
+from .weights import fitted, load_weights, set_weights
 
 
 def train(settings: Settings) -> dict:
@@ -120,6 +122,8 @@ class State:
     best_iteration: int = 0
     best_accuracy: float = -1.0  # or another score
     best_interval: float = 0.0
+    # Of the validations whose weights are kept, the best first: iteration, score, interval.
+    kept: list = dataclasses.field(default_factory=list)
     meta_lr: float = 0.0  # of the last meta-iteration
     # Sums since the last row.
     loss_sum: float = 0.0
@@ -165,12 +169,21 @@ class Trainer:
         self.settings, self.ranks = settings, ranks
         self.state = State(listing_sha256=parts["train"].listing_sha256)
         paddle.seed(settings.seed)
-        self.learner = make_learner(settings, parts["train"], training=True)
+        self.learner = make_learner(in_training(settings), parts["train"], training=True)
         self.optimizer, self.schedule = make_optimizer(settings, self.learner)
+        # What is validated, kept and tested: the learner itself, or one that gets the average of its weights
+        # or the outputs of as many classes as a test has.
+        more_outputs = settings.classes_in_training > settings.n_way and not settings.embeds
+        other = settings.average_weights or more_outputs
+        self.tested = make_learner(settings, parts["train"], training=True) if other else self.learner
+        with as_tested(settings, [self.tested]):
+            pass  # refuses now what the first validation would refuse
         self.episodes = training_episodes(settings, parts["train"])
         self.val_episodes = held_back_episodes(settings, parts["val"])
         held_back_episodes(settings, parts["test"])  # refuses now what the test would refuse hours later
         self.best = {}  # the weights with the best validation accuracy
+        self.kept = {}  # those of the best validations that are to be kept, by meta-iteration
+        self.average = None  # the moving average of the weights
 
     def begin(self) -> str | None:
         """Load the weights that the settings start from; returns a sentence on them, None for fresh ones."""
@@ -186,6 +199,8 @@ class Trainer:
         elif self.settings.resume:
             said = f"There is no checkpoint in {self.settings.run_folder} yet: starting from the beginning."
         self.state.trained_on = origin_of(self.settings, {"trained_on": before}).trained_on
+        if self.settings.average_weights:
+            self.average = self.weights()
         return said
 
     def loop(self, folder: RunFolder) -> None:
@@ -236,13 +251,16 @@ class Trainer:
             raise NotFinite(state.iteration + 1, "the meta-gradient is not finite")
         self.optimizer.step()
         self.optimizer.clear_grad()
+        if self.average is not None:
+            self._follow()
         state.add(loss, accuracy, float(self.optimizer.get_lr()), time.monotonic() - began)
 
     def validate(self, folder: RunFolder) -> dict:
         """Score the validation episodes, keep the weights if they are the best so far; returns the columns of
         the log that tell of it."""
         state = self.state
-        self.learner.settle(*meta_batch(self.episodes, range(SETTLED)))
+        self.shown()
+        self.tested.settle(*meta_batch(self.episodes, range(SETTLED)))
         try:
             result = self._evaluate(self.val_episodes, self.settings.val_episodes, folder.stop_if_asked)
         except Diverged:
@@ -258,6 +276,8 @@ class Trainer:
         if better or not state.best_iteration:
             state.best_iteration, state.best_accuracy, state.best_interval = state.iteration, score, interval
             self.best = self.kept_weights()
+        if self.settings.keep_best > 1:
+            self._keep(score, interval)
         shown, margin, best = (score_text(result, value) for value in (score, interval, state.best_accuracy))
         folder.progress.note(
             f"validation after {state.iteration}: {shown} +- {margin}, best {best} after "
@@ -266,20 +286,27 @@ class Trainer:
         return {"val_loss": result["loss"], "val_accuracy": score, "val_interval": interval}
 
     def test(self, images: ImageSet, between: Callable[[], None] | None = None) -> dict:
-        """The result of `evaluate` for the best weights, which the learner has afterwards."""
-        set_weights(self.learner, self.best, "the best checkpoint")
+        """The result of `evaluate` for the best weights, which the learner that is tested has afterwards."""
+        set_weights(self.tested, self.best, "the best checkpoint")
         episodes = held_back_episodes(self.settings, images)
         return self._evaluate(episodes, self.settings.test_episodes, between)
+
+    def shown(self) -> dict:
+        """The weights that are to be validated now, which the learner that is tested has afterwards."""
+        if self.tested is not self.learner:
+            arrays = self.weights() if self.average is None else self.average
+            set_weights(self.tested, fitted(arrays, self.tested.state_dict()), "the run's state")
+        return self.kept_weights()
 
     def weights(self) -> dict:
         """The learner's weights by name. Copies: Paddle may show the tensor's own memory, which the next step
         overwrites."""
-        return {name: np.array(tensor.numpy()) for name, tensor in self.learner.state_dict().items()}
+        return _arrays_of(self.learner)
 
     def kept_weights(self) -> dict:
-        """`weights` without what only training needs."""
-        training_only = self.learner.TRAINING_ONLY
-        return {name: array for name, array in self.weights().items() if name not in training_only}
+        """The weights of the learner that is tested, without what only training needs."""
+        training_only = self.tested.TRAINING_ONLY
+        return {name: array for name, array in _arrays_of(self.tested).items() if name not in training_only}
 
     def meta_batch(self, iteration: int) -> tuple:
         """This rank's tasks of a meta-iteration, None if it has none, and their share of all."""
@@ -287,6 +314,28 @@ class Trainer:
         indices = self.ranks.share(range(iteration * size, (iteration + 1) * size))
         return (meta_batch(self.episodes, indices) if indices else None), len(indices) / size
 
+    def _follow(self):
+        """Move the average a step. Its decay grows from 2/11 to the setting's, so that the first weights are
+        soon forgotten (as in TensorFlow's ExponentialMovingAverage)."""
+        step = self.state.iteration + 1
+        decay = min(self.settings.average_weights, (1 + step) / (10 + step))
+        for name, array in self.weights().items():
+            self.average[name] += np.asarray(1 - decay, array.dtype) * (array - self.average[name])
+
+    def _keep(self, score, interval):
+        """Keep the weights that were validated, if they are among the best; of equals the earlier ones."""
+        state, sign = self.state, -1 if self.learner.objective.higher_is_better else 1
+        entry = {"iteration": state.iteration, "score": score, "interval": interval}
+        ranked = sorted([*state.kept, entry], key=lambda one: sign * one["score"])
+        state.kept = ranked[: self.settings.keep_best]
+        self.kept[state.iteration] = self.kept_weights()
+        self.kept = {one["iteration"]: self.kept[one["iteration"]] for one in state.kept}
+
     def _evaluate(self, episodes, count, between):
         steps = self.settings.steps_at_test
-        return evaluate(self.learner, episodes, count, steps, between=between, ranks=self.ranks)
+        with as_tested(self.settings, [self.tested]) as tested:
+            return evaluate(tested, episodes, count, steps, between=between, ranks=self.ranks)
+
+
+def _arrays_of(learner):
+    return {name: np.array(tensor.numpy()) for name, tensor in learner.state_dict().items()}

@@ -29,9 +29,7 @@ def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None
         path: `.pdparams` of the learner or of its network alone; or the weights that the competition's
             reproduction published, in the order of `net.parameters()`: `.npz` with p00 .. p17, or the
             original pickle of a list of 18 NumPy arrays.
-        fit: also take the weights of a learner with more classes, whose linear layer loses the last ones, or
-            with other inner steps, where the rates of the last step stand for those of further ones. The
-            second moment of an inner Adam is left out where it does not fit.
+        fit: also take weights that `fitted` makes fit.
     Raises:
         UserError: the file is unreadable, or its parameters are not this network's; names the first that
             differs.
@@ -54,18 +52,25 @@ def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None
         )
         way_out = "to start from them, train with --learn-inner-lr." if fit else way_out
         raise UserError(f"{path} holds learned inner rates: {way_out}")
-    set_weights(learner, _fitted(content, own) if fit else content, path)
+    set_weights(learner, fitted(content, own) if fit else content, path)
 
 
-def _fitted(arrays, own):
-    """The arrays with the linear layer and the inner rates of the sizes they have in a learner's state, where
-    they can be had."""
+def fitted(arrays: dict, own: dict) -> dict:
+    """Arrays of a learner with more classes, whose last layer loses the last ones, or with other inner steps,
+    where the rates of the last step stand for those of further ones. The second moment of an inner Adam is
+    left out where it does not fit.
+
+    Args:
+        arrays: by name; what else they hold, or lack, stays as it is.
+        own: the `state_dict` of the learner that they are to fit.
+    """
     arrays = dict(arrays)
+    *_, head = ["", *(name.rpartition(".")[0] for name in own if re.match(r"linear\d*[.]", name))]
     for name, tensor in own.items():
         array = arrays.get(name)
         if not isinstance(array, np.ndarray) or array.ndim != len(tensor.shape) or not array.size:
             continue
-        if name.startswith("linear."):
+        if head and name.rpartition(".")[0] == head:
             arrays[name] = array[..., : tensor.shape[-1]]
         elif name == RATES:
             further = max(0, tensor.shape[0] - len(array))

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..data.images import ImageSet
 from ..engine.assembly import input_shape, make_learner, own_network_may_fail, settings_for
+from ..engine.ensemble import scale_inner_rates
 from ..engine.evaluation import without_dropout
 from ..engine.provenance import find_weights, look_up, names
 from ..engine.settings import Settings
@@ -74,6 +75,8 @@ class Classifier:
         nothing = ImageSet("own images", (), [np.empty((0, *input_shape(settings)), np.uint8)])
         self.learner = make_learner(settings, nothing)
         load_weights(self.learner, weights)
+        if settings.test_inner_lr_factor != 1:
+            scale_inner_rates(self.learner, settings.test_inner_lr_factor)
         # Embeddings know no number of classes, unless what reads them does.
         self.n_way = getattr(self.learner, "n_way", None) if settings.embeds else settings.n_way
         # Those first by which an answer does not depend on other queries; "one" is for studies.

@@ -50,6 +50,10 @@ def evaluation_table(result: dict) -> str:
         task = f"{result['n_way']}-way {result['k_shot']}-shot, {result['k_query']} query images a class"
     else:
         task = f"{result['k_shot']} points, {result['k_query']} query points, {name}"
+    if "within_alphabet" in result:
+        task += ", classes of one alphabet"
+    if "ensemble" in result:
+        task += f", {_ensemble(result)}"
     lines.append(
         f"{result['dataset']}, {result['split']} split, {task}: {mean} "
         f"(95 % interval over {result['episodes']} episodes)"
@@ -88,6 +92,10 @@ def times_line(times: dict) -> str:
     )
 
 
+def _ensemble(result):
+    return f"ensemble of {len(result['ensemble'])}"
+
+
 def analysis_table(analysis: dict) -> str:
     """The analysis as lines of text."""
     lines = [
@@ -124,19 +132,23 @@ def results_table(runs: list[tuple]) -> str:
     alone: the mean of their accuracies, and the spread, which is the sample standard deviation.
 
     Args:
-        runs: list of (name, report, order, command, command without the seed).
+        runs: list of (name, report, order, command, command without the seed). An ensemble's score is called
+            that.
     """
     columns = ("run", "test accuracy, %", "episodes", "order", "meta-iterations", "seed", "hours", "command")
     lines, groups = [_row(columns), "| --- " * len(columns) + "|"], {}
     for name, report, order, command, without_seed in runs:
-        test, hours = report["test"], report["training_seconds"] / 3600
+        test, seconds = report["test"], report.get("training_seconds")  # an evaluation has none
+        hours = "" if seconds is None else f"{seconds / 3600:.1f}"
         score, interval = test[score_key(test)], test["interval"]
         accuracy = f"{100 * score:.2f} ± {100 * interval:.2f}"
         if "score_name" in test:
             accuracy = f"{score:.3f} ± {interval:.3f}, {test['score_name']}"
-        work = (test["episodes"], order, report["iterations"], report["seed"])
-        lines.append(_row([name, accuracy, *work, f"{hours:.1f}", f"`{command}`"]))
-        if "score_name" not in test:
+        if "ensemble" in test:
+            accuracy += f", {_ensemble(test)}"
+        work = (test["episodes"], order, report.get("iterations", ""), report["seed"])
+        lines.append(_row([name, accuracy, *work, hours, f"`{command}`"]))
+        if "score_name" not in test and seconds is not None:
             groups.setdefault((without_seed, order), []).append((report["seed"], 100 * score))
     for (command, order), group in groups.items():
         seeds, accuracies = zip(*sorted(group))

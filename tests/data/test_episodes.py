@@ -9,7 +9,7 @@ import paddle
 import pytest
 from plain_philox import philox
 
-from paddle_maml.data.episodes import EpisodeBuilder, meta_batch
+from paddle_maml.data.episodes import Alternating, EpisodeBuilder, meta_batch
 from paddle_maml.data.images import ImageSet
 from paddle_maml.errors import UserError
 
@@ -207,6 +207,24 @@ def test_classes_of_one_alphabet():
     )  # B is too small; the others are equally likely
     with pytest.raises(UserError, match="no alphabet has more than 5"):
         EpisodeBuilder(images, 6, 1, 2, within_alphabet=True)
+
+
+def test_an_alphabet_is_turned_as_a_whole():
+    classes = tuple(f"{name}/character{number:02}" for name in "AB" for number in range(4))
+    images = ImageSet("drawn", classes, np.zeros((8, 4, 1, 2, 2), np.uint8))
+    builder = EpisodeBuilder(images, 3, 1, 2, rotations=True, within_alphabet=True)
+    seen = [{turns for _, turns, _ in builder.draw(index)} for index in range(200)]
+    assert all(len(turns) == 1 for turns in seen)
+    assert all(30 < seen.count({turns}) < 70 for turns in range(4))
+
+
+def test_builders_in_turns():
+    alone = [EpisodeBuilder(numbered_images(), 3, 1, 2, seed=seed) for seed in (1, 2)]
+    mixed = Alternating(*alone)
+    assert len(mixed) == len(alone[0])
+    for index in range(4):
+        for array, expected in zip(mixed[index], alone[index % 2][index]):
+            np.testing.assert_array_equal(array, expected)
 
 
 def test_draw_names_the_images_of_the_episode():

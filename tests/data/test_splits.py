@@ -8,16 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from paddle_maml.data.omniglot import class_names
+from paddle_maml.data.omniglot import BACKGROUND, EVALUATION, class_names
 from paddle_maml.data.splits import format_split, split_classes
 from paddle_maml.errors import UserError
 
 REPOSITORY = Path(__file__).parent.parent.parent
-SIZES = {"competition": (973, 325, 325), "vinyals": (1028, 172, 423)}
+SIZES = {
+    "competition": (973, 325, 325),
+    "vinyals": (1028, 172, 423),
+    "lake": (792, 172, 659),
+    "mamlpp": (1150, 50, 423),
+}
 # SHA-256 of the names of train, val and test, in order, joined with newlines.
 GOLDEN = {
     "competition": "1d00f6e4b31ee62e9ff22369b4e03831564469a35d28a46e3477795ed8b8bf7e",
     "vinyals": "f688929dbac47bb510493d3bd74c1ec9c69b7bfb820ead1656bc23c1ab8a9ee8",
+    "mamlpp": "763436f52e67f7fd33e36e9b909f37ff9adc3b146933b90bbeb5aad23f051b36",
+    "lake": "95c005debd29249c9dcd6bc2516b75dfea7f72aef2ad1316a41b2906c88aa6aa",
 }
 
 
@@ -42,6 +49,20 @@ def test_known_places():
     )
     assert competition["train"][:2] == ["Gurmukhi/character23", "Malay_(Jawi_-_Arabic)/character29"]
     assert vinyals["test"][0] == "Gurmukhi/character42" and vinyals["test"][-1] == "ULOG/character26"
+
+
+def test_lakes_parts_are_whole_alphabets_that_give_20_way_episodes():
+    split = split_classes(class_names(), "lake")
+    alphabets = {part: {} for part in split}
+    for part, names in split.items():
+        for name in names:
+            alphabet = name.split("/")[0]
+            alphabets[part][alphabet] = alphabets[part].get(alphabet, 0) + 1
+    assert {part: len(found) for part, found in alphabets.items()} == {"train": 25, "val": 5, "test": 20}
+    assert alphabets["test"] == EVALUATION and {**alphabets["train"], **alphabets["val"]} == BACKGROUND
+    assert min(alphabets["test"].values()) == 20 < min(alphabets["val"].values())
+    # Vinyals et al.'s validation classes are the same, so that the two may be compared.
+    assert split["val"] == sorted(split_classes(class_names(), "vinyals")["val"])
 
 
 @pytest.mark.parametrize("rule", SIZES)

@@ -19,9 +19,9 @@ from paddle_maml.engine.analysis import (
     _confused_pairs,
     _confusion_rates,
     _counts,
-    _inner_rates,
     predict_episodes,
 )
+from paddle_maml.engine.ensemble import inner_rates
 from paddle_maml.engine.weights import load_weights
 from paddle_maml.learners.maml import MetaLearner
 
@@ -76,7 +76,7 @@ def test_inner_rates_are_scaled_for_a_while(learned):
     def rate():
         return learner._rates(0)[0]
 
-    with pytest.raises(KeyError), _inner_rates(learner, 4.0):
+    with pytest.raises(KeyError), inner_rates(learner, 4.0):
         assert rate() == pytest.approx(0.8)
         raise KeyError
     assert rate() == pytest.approx(0.2)

@@ -10,6 +10,7 @@ from tiny_run import ROOT, options
 from paddle_maml import pretrained
 from paddle_maml.commands import cli
 from paddle_maml.engine import assembly, provenance
+from paddle_maml.engine.ensemble import as_tested
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.engine.weights import load_weights
@@ -230,9 +231,9 @@ def test_shipped_weights_are_as_good_as_their_card_says(omniglot, name):
     parts, _ = assembly.load_images(settings)
     learner = assembly.make_learner(settings, parts["test"])
     load_weights(learner, path)
-    result = evaluate(
-        learner, assembly.evaluation_episodes(settings, parts["test"]), 200, settings.steps_at_test
-    )
+    episodes = assembly.evaluation_episodes(settings, parts["test"])
+    with as_tested(settings, [learner]) as tested:
+        result = evaluate(tested, episodes, 200, settings.steps_at_test)
     # The first 200 of the card's episodes: they differ from the mean of all by chance alone.
     allowed = 1.5 * np.hypot(result["interval"], card["test"]["interval"])
     assert abs(result["accuracy"] - card["test"]["accuracy"]) <= allowed

@@ -1,0 +1,92 @@
+"""The mean of weights that share a start, which is often better than each of them.
+
+Of several runs that go on from the same weights (Wortsman et al. 2022, "Model soups"), or of the best
+validations of one run (Izmailov et al. 2018, "Averaging weights leads to wider optima").
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+
+import numpy as np
+import paddle
+
+from ..errors import UserError
+from ..files import digest, sync
+from . import checkpoint
+from .plain_data import read_file
+from .provenance import origin_of, together
+
+_PARTIAL = ".average.partial"
+
+
+def average(runs: list[str], folder: str) -> None:
+    """Make a folder with the mean of weights, for --weights and --start-from: best.pdparams, and
+    model.pdstates with the settings of the first run, what all were trained on, and which they are.
+
+    Args:
+        runs: run folders; of several the best weights, of a single one those that it kept.
+        folder: the new folder; it appears when it is whole.
+
+    Raises:
+        UserError: the runs did not start from the same weights, are of different networks, or hold statistics
+            of a population, which are none of the mean; one run kept no weights; the folder is there already.
+    """
+    if not runs:
+        raise UserError("average takes runs and the folder for their mean: name both.")
+    if os.path.exists(folder):
+        raise UserError(f"{folder} is there already: choose another folder for the mean.")
+    paths = list(checkpoint.kept_weights(runs[0]).values()) if len(runs) == 1 else []
+    paths = paths or [checkpoint.best_weights(run) for run in runs]
+    states = [
+        checkpoint.read_states(os.path.join(os.path.dirname(path), checkpoint.STATES)) for path in paths
+    ]
+    starts = {stored.get("start_sha256") for stored, _ in states}
+    if len(runs) > 1 and (len(starts) > 1 or not all(starts)):
+        raise UserError(
+            "The runs did not start from the same weights, so that their mean is none of a network: average "
+            "runs with one --start-from."
+        )
+    mean = _mean(paths)
+    origin = together([origin_of(settings, stored) for stored, settings in states])
+    partial = os.path.join(os.path.dirname(os.path.abspath(folder)), _PARTIAL)
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    try:
+        best = os.path.join(partial, checkpoint.BEST)
+        paddle.save(mean, best)
+        content = {
+            "settings": origin.settings.as_dict(),
+            "trained_on": origin.trained_on,
+            "listing_sha256": origin.listing_sha256,
+            "start_sha256": starts.pop() or "",
+            "averaged": [digest(path) for path in paths],
+            "sha256": {checkpoint.BEST: digest(best)},
+        }
+        paddle.save(content, os.path.join(partial, checkpoint.STATES))
+        for name in (checkpoint.BEST, checkpoint.STATES):
+            sync(os.path.join(partial, name))
+        os.rename(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _mean(paths):
+    """The mean of the arrays in files of weights, by name."""
+    members = [read_file(path) for path in paths]
+    for path, arrays in zip(paths, members):
+        if not isinstance(arrays, dict):
+            raise UserError(f"{path} holds no named weights: take another run.")
+        if any(name.startswith("population_") for name in arrays):
+            raise UserError(
+                f"{path} holds statistics of a population, which are none of the mean: leave it out."
+            )
+        shapes = {name: getattr(array, "shape", None) for name, array in arrays.items()}
+        if shapes != {name: array.shape for name, array in members[0].items()}:
+            raise UserError(f"{path} is of another network than {paths[0]}: leave one of them out.")
+    return {
+        name: np.mean([arrays[name] for arrays in members], axis=0, dtype=np.float64).astype(first.dtype)
+        for name, first in members[0].items()
+    }
