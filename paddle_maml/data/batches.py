@@ -15,7 +15,7 @@ import numpy as np
 
 from ..errors import UserError
 from .augmentation import change, changes_of
-from .draws import MAX_EPISODES, SeededTasks
+from .draws import SeededTasks
 from .images import ImageSet
 from .preprocessing import rotate, to_network_input
 
@@ -29,7 +29,7 @@ class BatchBuilder(SeededTasks):
         batch_size: images in a batch.
         seed: 0 .. 2**64 - 1.
         rotations: classes turned by 90, 180 and 270 degrees count as further classes.
-        length: number of batches, `len()` of the data set.
+        length: number of batches, as of `EpisodeBuilder`.
         crops: move each image a little, see augmentation.py.
         flips: mirror each image, or not, see augmentation.py.
 
@@ -44,7 +44,7 @@ class BatchBuilder(SeededTasks):
         batch_size: int,
         seed: int = 0,
         rotations: bool = False,
-        length: int = MAX_EPISODES,
+        length: int | None = None,
         crops: bool = False,
         flips: bool = False,
     ):

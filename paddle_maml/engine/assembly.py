@@ -254,8 +254,6 @@ def require_own_network(stored: Settings, given: dict) -> None:
 NETWORK = (
     "n_way learner lstm_hidden network hidden batch_norm architecture width image_size in_channels".split()
 )
-# Those of them whose network is the same for any number of classes.
-_ANY_N_WAY = ("prototypical", "fine-tuning")
 
 
 def settings_for(of_weights: Settings | None, given: dict) -> Settings:
@@ -272,7 +270,7 @@ def settings_for(of_weights: Settings | None, given: dict) -> Settings:
     """
     trained = of_weights or Settings()
     require_own_network(trained, given)
-    for name in NETWORK[trained.learner in _ANY_N_WAY :] if of_weights else ():
+    for name in NETWORK[trained.any_n_way :] if of_weights else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
                 f"{flag(name)} is {given[name]}, but these weights are of a network with "

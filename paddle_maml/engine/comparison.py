@@ -71,7 +71,9 @@ def compare(paths: list[str]) -> list[dict]:
                     f"{path} cannot be compared with {first[0]}: {name} is {value}, and there "
                     f"{first[1][name]}."
                 )
-        key = name_of(settings), "note" in test
+        # Without a choice of statistics there is a note where the query set is seen together.
+        together = test["statistics"] == "query" if "statistics" in test else "note" in test
+        key = name_of(settings), together
         row = rows.setdefault(
             key,
             {

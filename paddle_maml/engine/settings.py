@@ -94,8 +94,9 @@ _ITERATIONS, _FIRST_PART = ("meta-iterations", 1, 10**9), ("meta-iterations", 0,
 
 # The learners that adapt by gradient steps, and of these the ones whose meta-gradient goes through the steps.
 WITH_STEPS, SECOND_ORDER = ("maml", "anil", "reptile"), ("maml", "anil")
-# Those whose network embeds, and those that such settings belong to which do not belong to all.
-_EMBED = ("prototypical", "lstm", "fine-tuning")
+# Those whose network embeds, those whose weights know no number of classes, and those that such settings
+# belong to which do not belong to all.
+_EMBED, _ANY_N_WAY = ("prototypical", "lstm", "fine-tuning"), ("prototypical", "fine-tuning")
 # Steps that fit a new head where the settings do not say how many.
 FITTING_STEPS = 100
 _OF_LEARNERS = {
@@ -499,6 +500,11 @@ class Settings:
         """Classes in an episode of training."""
         more = self.learner in _OF_LEARNERS["train_n_way"]
         return (more and self.train_n_way) or self.n_way
+
+    @property
+    def any_n_way(self) -> bool:
+        """Whether the learner's weights serve tasks of any number of classes."""
+        return self.learner in _ANY_N_WAY
 
     @property
     def steps_at_test(self) -> int | None:

@@ -56,6 +56,7 @@ SHORTER = {
     "--preset best-20way-5shot": SMALL,
     "--preset sinusoid": "--iterations 4 --val-episodes 2 --test-episodes 4",
     "--preset mlp": SMALL,
+    "--preset fine-tuning": SMALL.replace("--k-query 1 ", "") + " --width 4",
     "train.py": SMALL + " --width 4",
     "eval.py": "--episodes 4",
     "--scaling": BENCHMARK + " --k-query 1 --orders 1 --processes 1",

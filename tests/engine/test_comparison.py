@@ -51,7 +51,8 @@ def test_reports_of_one_learner_become_one_row(report, tmp_path):
         report(0.991, part="test", test=note, training_seconds=5400.0, start_sha256="0" * 64),
         report(0.95, settings=FINE, times=times, environment=MACHINE, parameters=112064),
         report(0.85, 20, settings=FINE, parameters=112064),
-        report(0.97, test=note, settings=FINE),
+        report(0.97, test={**note, "statistics": "query"}, settings=FINE),
+        report(0.9, 5, 5, test={**note, "statistics": "population"}, settings=FINE),
         report(0.96, settings={**FINE, "head": "cosine"}, training_seconds=720.0, start_sha256=None),
     ]
     (tmp_path / "run").mkdir()
@@ -65,7 +66,7 @@ def test_reports_of_one_learner_become_one_row(report, tmp_path):
         ["maml", "yes", "99.10 ± 1.23", "", "", "", "where gradient steps begin", "1.5+", "", ""]
     )
     assert cells[1] == (
-        ["fine-tuning, linear head", "no", "95.00 ± 1.23", "", "85.00 ± 1.23", ""]
+        ["fine-tuning, linear head", "no", "95.00 ± 1.23", "90.00 ± 1.23", "85.00 ± 1.23", ""]
         + ["an embedding, 112,064 numbers", "1.0", "12.4", "0.56"]
     )
     assert cells[2][:3] == ["fine-tuning, linear head", "yes", "97.00 ± 1.23"] and cells[2][7:] == [

@@ -69,7 +69,7 @@ def test_its_weights_answer_tasks_of_any_number_of_classes(run, tmp_path, capsys
     "arguments, sentence",
     [
         (["--learner", "maml"], "--learner is maml, but these weights are of a network with fine-tuning"),
-        (["--statistics", "support"], "the learner fine-tuning has population and query"),
+        (["--statistics", "support"], "must be one of population, query for these weights"),
         (["--analyse", "x"], "--analyse studies inner steps, but the learner is fine-tuning"),
         (["--analyse", "x", "--time"], "--time says nothing to --analyse"),
         (["--inner-steps", "0"], "test_inner_steps is 0, but a new linear head knows nothing"),
