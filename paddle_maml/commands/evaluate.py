@@ -61,6 +61,12 @@ def _run(asked, name, weights, origin, settings):
             "file of weights on its own, and of another folder; if they were, their accuracy on it says "
             "little."
         )
+    if origin is None and settings.network == "conv4":
+        print(
+            "Note: nor does such a file say of which architecture and for which image size it is; they are "
+            f"taken to be {settings.architecture} and {settings.image_size}, and if that is wrong, so are "
+            "the figures."
+        )
     regression = settings.dataset == "sinusoid"
     if asked["analyse"] and settings.learner not in WITH_STEPS:
         raise UserError(
@@ -85,7 +91,7 @@ def _run(asked, name, weights, origin, settings):
             report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
             print(times_line(report["times"]))
     report.update(
-        weights=name or os.path.abspath(weights),
+        weights=name or os.path.abspath(weights.path),
         classes_trained_on=seen,
         environment=environment(device),
         settings=settings.as_dict(),

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
 import shutil
+import typing
 
 from .. import files
 from ..errors import UserError
-from .plain_data import read_file
+from .plain_data import read_bytes, read_plain_data
 from .settings import Settings, settings_from_dict
 
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
@@ -24,7 +26,8 @@ def write_checkpoint(
     """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
 
     The set appears with one rename after everything is on the disk, so a process killed at any moment leaves
-    the old set or the new one.
+    the old set or the new one. The states end with a digest of themselves and hold those of the other files:
+    no bit of a set can change unseen.
 
     Args:
         run_folder: the run's folder, which exists.
@@ -34,27 +37,25 @@ def write_checkpoint(
         optimizer: the meta-optimizer's state, see `optimizer_state`.
         states: dict of plain values: iteration, settings, and what else the training needs. The digests of
             the other files are added.
+
     Returns:
         Path of the new set.
     """
     import paddle  # here, because reading does without
 
+    def saved(content):
+        file = io.BytesIO()
+        paddle.save(content, file)
+        return file.getvalue()
+
+    contents = {name: saved(content) for name, content in zip(FILES, (weights, best, optimizer))}
+    digests = {name: files.digest_of(data) for name, data in contents.items()}
+    contents[STATES] = files.sealed(saved({**states, "sha256": digests}))
     partial = os.path.join(run_folder, _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     os.mkdir(partial)
     try:
-        digests = {}
-        for name, content in (
-            (WEIGHTS, weights),
-            (BEST, best),
-            (OPTIMIZER, optimizer),
-            (STATES, {**states, "sha256": digests}),
-        ):
-            path = os.path.join(partial, name)
-            paddle.save(content, path)
-            files.sync(path)
-            digests[name] = files.digest(path)
-        files.sync(partial)
+        files.write_together(partial, contents)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
     except BaseException:
@@ -109,8 +110,10 @@ def _sets(run_folder):
         match, path = _SET_NAME.match(name), os.path.join(run_folder, name)
         try:
             content = set(os.listdir(path)) if match else set()
-        except OSError:  # a file, or removed in this moment
-            continue
+        except OSError:
+            if os.path.lexists(path):  # a file
+                continue
+            return _sets(run_folder)  # replaced in this moment, and the new one may not be in the list
         missing = [file for file in FILES if file not in content]
         if content and content <= set(FILES):
             (damaged if missing else sets).append(((int(match[1]), int(match[2] or 0)), path, *missing[:1]))
@@ -125,37 +128,58 @@ def _free_name(run_folder, iteration):
     return next(name for name in names if not os.path.exists(name))
 
 
-def read_states(path: str) -> tuple[dict, Settings]:
-    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else,
-    or if a file beside it is not the one that was written with it."""
-    states = read_file(path)
-    if (
-        not isinstance(states, dict)
-        or not isinstance(states.get("settings"), dict)
-        or not isinstance(states.get("sha256"), dict)
-    ):
-        raise UserError(f"{path} does not hold the state of a run: name a run folder or a checkpoint folder.")
-    for name, digest in states["sha256"].items():
-        beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
-        if os.path.isfile(beside) and files.digest(beside) != digest:
+class Checkpoint(typing.NamedTuple):
+    """What was read of a checkpoint set: its path, its states (a dict of plain values), the `Settings` of its
+    run, and the bytes of some of its files by name."""
+
+    path: str
+    states: dict
+    settings: Settings
+    files: dict[str, bytes]
+
+
+def read_set(path: str, *names: str) -> Checkpoint:
+    """Read the states of a checkpoint set and the named ones of its other files.
+
+    Raises:
+        UserError: one of them is not what was written there. Sets of before 2026-11 have no digest of their
+            states.
+    """
+    states_file = os.path.join(path, STATES)
+    states = read_plain_data(read_bytes(states_file), states_file)
+    inside = [states.get(name) for name in ("settings", "sha256")] if isinstance(states, dict) else [None]
+    if not all(isinstance(value, dict) for value in inside):
+        raise UserError(
+            f"{states_file} does not hold the state of a run: name a run folder or a checkpoint folder."
+        )
+    contents = {name: read_bytes(os.path.join(path, name)) for name in names}
+    for name, data in contents.items():
+        if files.digest_of(data) != states["sha256"].get(name):
             raise UserError(
-                f"{beside} is damaged: it is not what was written there; take another copy, or start again "
-                "in another folder."
+                f"{os.path.join(path, name)} is damaged: it is not what was written there; take another "
+                "copy, or start again in another folder."
             )
-    return states, settings_from_dict(states["settings"])
+    return Checkpoint(path, states, settings_from_dict(states["settings"]), contents)
 
 
-def stored_settings(run_folder: str) -> Settings | None:
-    """The `Settings` in a run folder's newest checkpoint, or None where there is none."""
-    newest = newest_checkpoint(run_folder)
-    return read_states(os.path.join(newest, STATES))[1] if newest else None
+def read_newest(folder: str, *names: str) -> Checkpoint | None:
+    """As `read_set`, of a run folder's newest checkpoint, None where there is none, or of a checkpoint
+    folder. The run may be in training: where a set was replaced while it was read, the next one is."""
+    while True:
+        before = os.listdir(folder) if os.path.isdir(folder) else []
+        try:
+            path = folder if STATES in before else newest_checkpoint(folder)
+            return read_set(path, *names) if path else None
+        except UserError:
+            if not os.path.isdir(folder) or os.listdir(folder) == before:
+                raise
 
 
-def best_weights(folder: str) -> str:
-    """The file of the best weights of a run folder or checkpoint folder; UserError if there is none."""
-    found = folder if os.path.isfile(os.path.join(folder, STATES)) else newest_checkpoint(folder)
+def read_best(folder: str) -> Checkpoint:
+    """As `read_newest`, with the best weights; UserError if there are none."""
+    found = read_newest(folder, BEST)
     if found is None:
         raise UserError(
             f"The folder {folder} holds no checkpoint: name the folder of a run, or a file of weights."
         )
-    return os.path.join(found, BEST)
+    return found
