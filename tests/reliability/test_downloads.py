@@ -42,7 +42,7 @@ def test_a_download_that_goes_wrong(tmp_path, monkeypatch, capfd, fault):
 
 
 def test_an_address_that_is_none(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(omniglot, "_own_folders", lambda: [tmp_path / "data"])
+    monkeypatch.setattr(omniglot, "own_folders", lambda: [tmp_path / "data"])
     monkeypatch.setattr(omniglot, "MOUNTS", tmp_path / "mounts")
     monkeypatch.setattr(omniglot, "fetch", functools.partial(download.fetch, pause=0, attempts=1))
     monkeypatch.delenv("OMNIGLOT_DIR", raising=False)
