@@ -6,14 +6,27 @@ The public names are loaded when they are first used, so that a program can say 
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import sys
 
-# Before Paddle: the library of Paddle 2.6 exports zlib's functions, and a zlib that is loaded after it calls
-# those, and crashes.
+# Before Paddle: the library of Paddle 2.6 exports zlib's functions, and libz, where it is loaded with that
+# library or after it, calls those in the place of its own, and crashes.
 import zlib  # noqa: F401
 from typing import Any
 
 from .installed import require_paddle
+
+_loaded = list(sys.modules)
+if (
+    sys.platform.startswith("linux")
+    and "paddle.base.libpaddle" in _loaded[: _loaded.index("zlib")]
+    and sys.modules["paddle"].version.major == "2"
+    and not hasattr(ctypes.CDLL(None), "deflateReset")  # a libz that is preloaded comes first all the same
+):
+    raise ImportError(
+        "Import paddle_maml, or zlib, before paddle: in this order PNG files and zips crash Paddle 2.6."
+    )
 
 __version__ = "0.1.0"
 

@@ -1,4 +1,5 @@
-"""Files and folders that survive: written whole or not at all, and not by two programs at once."""
+"""Files and folders that survive: written whole or not at all, not by two programs at once, and read with a
+digest of what was written."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from pathlib import Path
+from typing import TextIO
 
 from .errors import UserError
 
@@ -17,6 +20,7 @@ except ImportError:  # Windows
     fcntl = None
 
 _PARTIAL = ".{name}.{random}.partial"  # what a killed process may leave
+_SEAL = 64  # the digits of a SHA-256
 
 
 def write_whole(path: str | Path, data: bytes) -> Path:
@@ -43,7 +47,8 @@ def write_together(folder: str | Path, contents: dict[str, bytes]) -> None:
         contents: dict from name to bytes.
     """
     os.makedirs(folder, exist_ok=True)
-    _write_together({Path(folder, name).resolve(): data for name, data in contents.items()})
+    # A link in a file's place is replaced, and what it leads to stays.
+    _write_together({Path(folder).resolve() / name: data for name, data in contents.items()})
 
 
 def _write_together(contents):
@@ -72,6 +77,28 @@ def is_partial(name: str) -> bool:
     return bool(re.fullmatch(_PARTIAL.replace(".", r"\.").format(name=".+", random="[0-9a-f]{16}"), name))
 
 
+def read_whole(path: str | Path, limit: int) -> bytearray:
+    """The bytes of a file of at most `limit` of them. What is no file, such as a link to a device that never
+    ends or a pipe that nobody writes to, is not waited for.
+
+    Raises:
+        OSError: it cannot be read; ValueError: it is no file, or larger.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file")
+        if status.st_size > limit:
+            raise ValueError(f"{status.st_size} bytes are too many, more than {limit}")
+        data = bytearray(status.st_size)
+        with open(descriptor, "rb", closefd=False) as file:
+            del data[file.readinto(data) :]
+    finally:
+        os.close(descriptor)
+    return data
+
+
 def check_target(path: str, option: str, may_make_folder: bool = False) -> None:
     """UserError if no file can be written to a path, known before the work is done whose result it is for.
 
@@ -80,7 +107,7 @@ def check_target(path: str, option: str, may_make_folder: bool = False) -> None:
         option: where the path comes from, for the message.
         may_make_folder: whether its folder is made if needed.
     """
-    if not path or os.path.isdir(path) or path.endswith(os.sep):
+    if path in ("", "-") or os.path.isdir(path) or path.endswith(os.sep):
         raise UserError(f"{option} is {path!r}, but must name a file, and no folder.")
     if os.path.exists(path) and not os.path.isfile(path):
         return
@@ -100,9 +127,20 @@ def check_target(path: str, option: str, may_make_folder: bool = False) -> None:
         ) from None
 
 
-def digest(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def digest_of(data: bytes) -> str:
+    """SHA-256 of bytes, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def sealed(data: bytes) -> bytes:
+    """Bytes with their digest after them. Pickles and libraries may have something after their end."""
+    return data + digest_of(data).encode()
+
+
+def unsealed(data: bytes) -> memoryview | None:
+    """The bytes that `sealed` was given; None if a bit of what it returned has changed."""
+    view = memoryview(data)
+    return view[:-_SEAL] if view[-_SEAL:] == digest_of(view[:-_SEAL]).encode() else None
 
 
 def sync(path: str | Path) -> None:
@@ -114,6 +152,12 @@ def sync(path: str | Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(stream: TextIO) -> None:
+    """Let a stream that nobody reads any more go nowhere: Python would try it again at the end."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def lock_folder(path: str | Path) -> contextlib.ExitStack:

@@ -14,7 +14,7 @@ ROOMS = {
     "files": ["errors"],
     "installed": ["errors"],
     "data": BASE,
-    "kernels": [],
+    "kernels": BASE,
     "networks": ["kernels"],
     "objectives": ["kernels"],
     "learners": ["kernels", "networks", "objectives"],

@@ -4,6 +4,12 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+
+from paddle_maml.engine import checkpoint
+from paddle_maml.engine.plain_data import read_file
+from paddle_maml.report.log import METRICS, read_metrics
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 TINY = {
@@ -53,3 +59,28 @@ def call(script, arguments, **more):
     process = start(script, arguments, **more)
     output, errors = process.communicate(timeout=300)
     return process.returncode, output, errors
+
+
+def end_of(folder):
+    """All arrays of a run's newest checkpoint by (file, name), and its log without the times."""
+    path = checkpoint.newest_checkpoint(str(folder))
+    arrays = {
+        (name, key): value
+        for name in (checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER)
+        for key, value in read_file(os.path.join(path, name)).items()
+    }
+    rows = [
+        {name: value for name, value in row.items() if "second" not in name}
+        for row in read_metrics(os.path.join(folder, METRICS))
+    ]
+    return arrays, rows
+
+
+def assert_same_end(folder, expected):
+    """Two runs ended with the same weights, bit for bit, the same log and the same files."""
+    (arrays, rows), (expected_arrays, expected_rows) = end_of(folder), end_of(expected)
+    assert arrays.keys() == expected_arrays.keys()
+    for name in arrays:
+        np.testing.assert_array_equal(arrays[name], expected_arrays[name], err_msg=str(name))
+    assert rows == expected_rows
+    assert sorted(os.listdir(folder)) == sorted(os.listdir(expected))

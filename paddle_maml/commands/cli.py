@@ -110,8 +110,8 @@ def _evaluate(arguments):
     if asked["predictions"] is not None:
         raise UserError("--predictions is for your own images: give --support and --query too.")
     folder = asked["analyse"]
-    if folder == "":
-        raise UserError("--analyse is '', which is not a folder; name one.")
+    if folder in ("", "-"):
+        raise UserError(f"--analyse is {folder!r}, which is not a folder; name one.")
     if folder and asked["part"] == "all":
         raise UserError("--split is all, but --analyse compares with validation classes: leave it out.")
     for option in ("statistics", "time") if folder else ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 from typing import Any, NoReturn
 
 from ..engine.settings import NOTHING, Settings, flag, group_of, kind_of, nearest, what_is_wrong
@@ -76,6 +77,8 @@ def _reader(option, field):
     def read(text):
         if text == NOTHING and field.default is None:
             return None
+        if kind is not str and not re.fullmatch("[-+.0-9A-Za-z]+", text):
+            raise ValueError  # Python takes digits of every script, underscores and blanks
         value = os.path.expanduser(text) if field.metadata["unit"].startswith("path") else kind(text)
         wrong = what_is_wrong(field, value)
         if wrong:

@@ -28,7 +28,7 @@ from ..engine.settings import WITH_STEPS
 from ..engine.timing import time_tasks
 from ..engine.weights import load_weights
 from ..errors import UserError
-from ..files import digest
+from ..files import digest_of
 from ..report.tables import analysis_table, evaluation_table, times_line, write_json
 
 # What the members of an ensemble must have in common, so that one test is for all of them.
@@ -95,6 +95,12 @@ def _run(asked, name, found, settings):
             "file of weights on its own, and of another folder; if they were, their accuracy on it says "
             "little."
         )
+    if None in origins and settings.network == "conv4":
+        print(
+            "Note: nor does such a file say of which architecture and for which image size it is; they are "
+            f"taken to be {settings.architecture} and {settings.image_size}, and if that is wrong, so are "
+            "the figures."
+        )
     regression = settings.dataset == "sinusoid"
     if asked["analyse"] and settings.learner not in WITH_STEPS:
         raise UserError(
@@ -115,7 +121,7 @@ def _run(asked, name, found, settings):
             result = evaluate(tested, episodes, settings.test_episodes, settings.steps_at_test)
         if len(found) > 1:
             result["ensemble"] = [
-                {"file": os.path.basename(path), "sha256": digest(path)} for path, _ in found
+                {"file": os.path.basename(file.path), "sha256": digest_of(file.data)} for file, _ in found
             ]
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
@@ -126,7 +132,7 @@ def _run(asked, name, found, settings):
             report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
             print(times_line(report["times"]))
     report.update(
-        weights=name or (os.path.abspath(found[0][0]) if len(found) == 1 else asked["weights"]),
+        weights=name or (os.path.abspath(found[0][0].path) if len(found) == 1 else asked["weights"]),
         classes_trained_on=seen,
         environment=environment(device),
         command=asked["command"],

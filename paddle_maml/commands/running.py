@@ -14,6 +14,7 @@ from ..engine.device import prepare
 from ..engine.processes import launched, started_rank
 from ..engine.signals import Interrupted, signals_go_to
 from ..errors import UserError
+from ..files import discard
 
 FAILED, STOPPED = 2, 130
 
@@ -42,11 +43,13 @@ _MEMORY = (
 
 def run_command(command: Callable[[Any], int | None], argument: Any) -> int:
     """Call command(argument); its result, or what the failure stands for, is the exit status: 0, 2 for a
-    failure that the user can mend, 130 after SIGINT or SIGTERM."""
+    failure that the user can mend, 130 after SIGINT, SIGTERM or SIGHUP."""
     prepare()
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # as after `>&-`
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - as long as the process
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: a path may have any character
     try:
         with _stoppable():
             status = command(argument) or 0
@@ -58,7 +61,7 @@ def run_command(command: Callable[[Any], int | None], argument: Any) -> int:
         if error.errno not in _MACHINE:
             raise
         if isinstance(error, BrokenPipeError):
-            _discard(sys.stdout)
+            discard(sys.stdout)
         place = f" ({error.filename})" if error.filename else ""
         return _fail(_MACHINE[error.errno].format(place=place))
     except MemoryError:
@@ -73,8 +76,8 @@ def run_command(command: Callable[[Any], int | None], argument: Any) -> int:
 
 @contextlib.contextmanager
 def _stoppable():
-    """SIGTERM ends a command as Ctrl-C does. The members of a group of processes are left to those who
-    started them."""
+    """SIGTERM and SIGHUP end a command as Ctrl-C does. The members of a group of processes are left to those
+    who started them."""
     came = []
 
     def interrupt(number, frame):
@@ -91,17 +94,11 @@ def _stoppable():
         raise
 
 
-def _discard(stream):
-    """Let a stream that nobody reads any more go nowhere: Python would try it again at the end."""
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def _complain(text):
     try:
         print(text, file=sys.stderr)
     except OSError:
-        _discard(sys.stderr)
+        discard(sys.stderr)
 
 
 def _fail(message):

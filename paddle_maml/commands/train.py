@@ -63,10 +63,12 @@ def _settings(given):
         if path and os.path.exists(path) and path not in provenance.names():
             given = {**given, name: os.path.abspath(path)}
     settings = settings_from_preset(**given)
-    stored = checkpoint.stored_settings(settings.run_folder) if settings.resume else None
-    if not stored:
+    newest = checkpoint.read_newest(settings.run_folder) if settings.resume else None
+    if not newest:
         return settings.with_whole_path(), False
+    stored = newest.settings
     assembly.require_own_network(stored, given)
     here = {"device": Settings.device, **({"processes": None} if launched() else {})}
     settings = settings_from_dict({**stored.as_dict(), **here, **given, "output": settings.run_folder})
+    settings.refuse_without_effect(given)
     return settings.with_whole_path(), True

@@ -14,6 +14,7 @@ import time
 import urllib.request
 
 MAX_BYTES = 1 << 26
+_PIECE = 1 << 16
 
 
 def fetch(url: str, md5: str, attempts: int = 3, timeout: float = 20.0, pause: float = 2.0) -> bytearray:
@@ -23,7 +24,7 @@ def fetch(url: str, md5: str, attempts: int = 3, timeout: float = 20.0, pause: f
         url: http, https or file.
         md5: what the MD5 of the content must be, in hexadecimal digits.
         attempts: how often it is tried.
-        timeout: seconds without a byte after which an attempt has failed.
+        timeout: seconds after which an attempt has failed in which less than 64 KiB came.
         pause: seconds between attempts.
 
     Returns:
@@ -35,7 +36,7 @@ def fetch(url: str, md5: str, attempts: int = 3, timeout: float = 20.0, pause: f
     for attempt in range(1, attempts + 1):
         try:
             with urllib.request.urlopen(url, timeout=timeout) as response:
-                data = _read_with_progress(response, url)
+                data = _read_with_progress(response, url, timeout)
             found = hashlib.md5(data, usedforsecurity=False).hexdigest()
             if found == md5:
                 return data
@@ -47,14 +48,19 @@ def fetch(url: str, md5: str, attempts: int = 3, timeout: float = 20.0, pause: f
             time.sleep(pause)
 
 
-def _read_with_progress(response, url):
+def _read_with_progress(response, url, timeout):
     total = int(response.headers.get("Content-Length") or 0)
-    data, shown = bytearray(), 0
+    data, shown, counted, since = bytearray(), 0, 0, time.monotonic()
     while len(data) <= MAX_BYTES:
-        chunk = response.read(1 << 16)
+        chunk = response.read1(_PIECE)  # at once what there is: a byte now and then would be waited for
         if not chunk:
             return data
         data += chunk
+        now = time.monotonic()
+        if len(data) - counted >= _PIECE:
+            counted, since = len(data), now
+        elif now - since > timeout:
+            raise TimeoutError(f"less than {_PIECE} bytes in {timeout:g} seconds")
         if len(data) - shown >= 1 << 20 or len(data) == total:
             shown = len(data)
             print(

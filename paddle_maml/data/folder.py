@@ -18,8 +18,8 @@ import numpy as np
 
 from ..errors import UserError
 from .draws import check_seed
-from .folder_cache import read_cache, space_for, write_cache
 from .folder_listing import list_folder, refuse_files, skipped_text
+from .image_cache import read_cache, space_for, write_cache
 from .image_files import UnusableImage, open_image, shown, to_array
 from .images import ImageSet
 from .omniglot import own_folders

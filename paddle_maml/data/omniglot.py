@@ -9,11 +9,8 @@ import http.client
 import io
 import os
 import re
-import struct
 import tempfile
-import warnings
 import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -21,9 +18,10 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import read_whole, write_whole
 from .distortion import with_distorted_copies
 from .download import MAX_BYTES, fetch
+from .image_cache import read_cache, space_for, write_cache
 from .images import ImageSet
 from .preprocessing import check_rule, resize
 
@@ -105,22 +103,10 @@ _CHECKOUT = Path(__file__).resolve().parent.parent.parent
 # Where the package is installed, what is called data beside it is somebody else's.
 DATA_DIR = _CHECKOUT / "data" if (_CHECKOUT / "train.py").is_file() else None
 MOUNTS = Path("/home/aistudio/data")
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 MAX_IMAGE_BYTES = 1 << 16
 
 _IMAGE = re.compile(r"(?:^|/)([^/]+/character\d\d)/\d{4}_(\d\d)\.png$")
-# What zipfile and Pillow raise on damaged files.
-_DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    zipfile.BadZipFile,
-    Image.DecompressionBombError,
-)
 
 
 def class_names(alphabets: dict[str, int] | None = None) -> list[str]:
@@ -166,15 +152,19 @@ def load_omniglot(
     check_rule(preprocessing, image_size)
     sources = _find(data_dir, download)
     key = f"{CACHE_VERSION} {preprocessing} {image_size} {distortions} {_identity(sources)}"
-    name = f"omniglot-{preprocessing}-{image_size}{f'-distorted-{distortions}' if distortions else ''}.npz"
+    copies = f"-distorted-{distortions}" if distortions else ""
+    name = f"omniglot-{preprocessing}-{image_size}{copies}.images"
+    shape = len(class_names()), DRAWERS * (1 + distortions), 1, image_size, image_size
     folders = [Path(cache_dir)] if cache_dir is not None else [folder / "cache" for folder in own_folders()]
     for folder in folders:
-        images = _read_cache(folder / name, key)
-        if images is not None:
+        found = read_cache(folder / name, key, shape)
+        if found:
+            images = found[0]
             break
     else:
-        images = _decode(sources, preprocessing, image_size, distortions)
-        _write_cache(folders, name, key, images)
+        buffer, images = space_for(shape)
+        _decode(sources, preprocessing, images, distortions)
+        write_cache(folders, name, key, buffer, {})
     return ImageSet("omniglot", tuple(class_names()), images)
 
 
@@ -239,7 +229,8 @@ def _sources_in(path):
     if found:
         return found
     with contextlib.ExitStack() as stack:
-        return [file for file in sorted(path.glob("*.zip")) if next(_zip_images(file, stack), None)][:1]
+        zips = [file for file in sorted(path.glob("*.zip")) if file.is_file()]
+        return [file for file in zips if next(_zip_images(file, stack), None)][:1]
 
 
 def _identity(sources):
@@ -260,10 +251,8 @@ def _zip_images(source, stack, name=None):
     """Yields (class, drawer, where it is, function that reads it) of each image in a zip, or in Lake's zips
     inside it."""
     name = name or str(source)
-    try:
+    with _naming(name, "or not a zip "):
         archive = stack.enter_context(zipfile.ZipFile(source))
-    except _DAMAGE as error:
-        raise UserError(f"{name} is damaged or not a zip ({error}): get it again.") from error
     entries = archive.infolist()
     images = [(match, entry) for entry in entries for match in [_IMAGE.search(entry.filename)] if match]
     for match, entry in images:
@@ -293,37 +282,32 @@ def _folder_images(folder):
     for file in sorted(folder.glob("*/*/*.png")):
         match = _IMAGE.search(file.as_posix())
         if match:
-            yield match[1], match[2], str(file), partial(_read_file, file)
-
-
-def _read_file(file):
-    if file.stat().st_size > MAX_IMAGE_BYTES:
-        raise ValueError(f"{file.stat().st_size} bytes are too many")
-    return file.read_bytes()
+            yield match[1], match[2], str(file), partial(read_whole, file, MAX_IMAGE_BYTES)
 
 
 @contextlib.contextmanager
-def _naming(where):
+def _naming(where, what=""):
+    """Whatever zipfile and Pillow raise: of damaged files that is more than they say."""
     try:
         yield
-    except _DAMAGE as error:
+    except UserError:
+        raise
+    except Exception as error:
         said = "it is no PNG" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(f"{where} is damaged ({said}): get it again.") from error
+        raise UserError(f"{where} is damaged {what}({said}): get it again.") from error
 
 
-def _decode(sources, preprocessing, image_size, distortions):
-    """Reads, checks, distorts and resizes every image: uint8 (classes, drawers and copies, 1, image_size,
+def _decode(sources, preprocessing, images, distortions):
+    """Reads, checks, distorts and resizes every image into uint8 (classes, drawers and copies, 1, image_size,
     image_size)."""
-    names = class_names()
-    images = np.empty((len(names), DRAWERS * (1 + distortions), 1, image_size, image_size), np.uint8)
     drawings_digest = hashlib.sha256()
     with contextlib.ExitStack() as stack:
         places = _places(sources, stack)
-        for i, name in enumerate(names):
+        for i, name in enumerate(class_names()):
             drawings = np.stack([_read_drawing(*places[name, drawer]) for drawer in range(1, DRAWERS + 1)])
             drawings_digest.update(np.packbits(drawings > 0))
             images[i, :, 0] = resize(
-                with_distorted_copies(drawings, distortions, i), preprocessing, image_size
+                with_distorted_copies(drawings, distortions, i), preprocessing, images.shape[-1]
             )
     if drawings_digest.hexdigest() != DRAWINGS_DIGEST:
         where = " and ".join(map(str, sources))
@@ -331,7 +315,6 @@ def _decode(sources, preprocessing, image_size, distortions):
             f"{where} hold images of the right names and sizes, but not all are Omniglot's: get the zips "
             f"again from {HOME}."
         )
-    return images
 
 
 def _places(sources, stack):
@@ -376,31 +359,7 @@ def _read_drawing(where, read):
             return np.where(np.asarray(image.convert("L")) < 128, 0, 255).astype(np.uint8)
 
 
-# The cache
-
-
-def _read_cache(file, key):
-    """The images, or None if the file is absent, unreadable, damaged or made from something else."""
-    try:
-        # The file is opened here, because NumPy does not close one that turns out to be no archive.
-        with open(file, "rb") as opened, np.load(opened, allow_pickle=False) as cache:
-            return cache["images"] if cache["key"].item() == key else None
-    except (*_DAMAGE, KeyError):
-        return None
-
-
-def _write_cache(folders, name, key, images):
-    data = io.BytesIO()
-    np.savez(data, key=np.array(key), images=images)
-    for folder in folders:
-        with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            return write_whole(folder / name, data.getbuffer())
-    warnings.warn(
-        f"No folder for the decoded images can be written to ({', '.join(map(str, folders))}): they are "
-        "decoded anew each time.",
-        stacklevel=3,
-    )
+# Downloading
 
 
 def _download(folders):

@@ -10,12 +10,11 @@ import os
 import shutil
 
 import numpy as np
-import paddle
 
 from ..errors import UserError
-from ..files import digest, sync
+from ..files import digest_of, sealed, write_together
 from . import checkpoint
-from .plain_data import read_file
+from .plain_data import read_plain_data
 from .provenance import origin_of, together
 
 _PARTIAL = ".average.partial"
@@ -38,44 +37,40 @@ def average(runs: list[str], folder: str) -> None:
     if os.path.exists(folder):
         raise UserError(f"{folder} is there already: choose another folder for the mean.")
     paths = list(checkpoint.kept_weights(runs[0]).values()) if len(runs) == 1 else []
-    paths = paths or [checkpoint.best_weights(run) for run in runs]
-    states = [
-        checkpoint.read_states(os.path.join(os.path.dirname(path), checkpoint.STATES)) for path in paths
-    ]
-    starts = {stored.get("start_sha256") for stored, _ in states}
+    paths = paths or [os.path.join(checkpoint.read_best(run).path, checkpoint.BEST) for run in runs]
+    found = [checkpoint.read_set(*os.path.split(path)) for path in paths]
+    starts = {one.states.get("start_sha256") for one in found}
     if len(runs) > 1 and (len(starts) > 1 or not all(starts)):
         raise UserError(
             "The runs did not start from the same weights, so that their mean is none of a network: average "
             "runs with one --start-from."
         )
-    mean = _mean(paths)
-    origin = together([origin_of(settings, stored) for stored, settings in states])
+    files = [data for one in found for data in one.files.values()]
+    best = checkpoint.saved(_mean(paths, files))
+    origin = together([origin_of(one.settings, one.states) for one in found])
     partial = os.path.join(os.path.dirname(os.path.abspath(folder)), _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
     try:
-        best = os.path.join(partial, checkpoint.BEST)
-        paddle.save(mean, best)
-        content = {
+        states = {
             "settings": origin.settings.as_dict(),
             "trained_on": origin.trained_on,
             "listing_sha256": origin.listing_sha256,
             "start_sha256": starts.pop() or "",
-            "averaged": [digest(path) for path in paths],
-            "sha256": {checkpoint.BEST: digest(best)},
+            "averaged": [digest_of(data) for data in files],
+            "sha256": {checkpoint.BEST: digest_of(best)},
         }
-        paddle.save(content, os.path.join(partial, checkpoint.STATES))
-        for name in (checkpoint.BEST, checkpoint.STATES):
-            sync(os.path.join(partial, name))
+        contents = {checkpoint.BEST: best, checkpoint.STATES: sealed(checkpoint.saved(states))}
+        write_together(partial, contents)
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _mean(paths):
-    """The mean of the arrays in files of weights, by name."""
-    members = [read_file(path) for path in paths]
+def _mean(paths, files):
+    """The mean of the arrays in files of weights, by name, from their bytes."""
+    members = [read_plain_data(data, path) for path, data in zip(paths, files)]
     for path, arrays in zip(paths, members):
         if not isinstance(arrays, dict):
             raise UserError(f"{path} holds no named weights: take another run.")

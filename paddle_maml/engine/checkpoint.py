@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import os
 import re
 import shutil
+import typing
 
 from .. import files
 from ..errors import UserError
-from .plain_data import read_file
+from .plain_data import read_bytes, read_plain_data
 from .settings import Settings, settings_from_dict
 
 WEIGHTS, BEST, OPTIMIZER, STATES = FILES = "model.pdparams", "best.pdparams", "model.pdopt", "model.pdstates"
@@ -34,7 +36,8 @@ def write_checkpoint(
     """Write a checkpoint set to RUN/checkpoint-ITERATION and remove the older ones.
 
     The set appears with one rename after everything is on the disk, so a process killed at any moment leaves
-    the old set or the new one.
+    the old set or the new one. The states end with a digest of themselves and hold those of the other files:
+    no bit of a set can change unseen.
 
     Args:
         run_folder: the run's folder, which exists.
@@ -45,30 +48,28 @@ def write_checkpoint(
         states: dict of plain values: iteration, settings, and what else the training needs. The digests of
             the other files are added.
         average: the moving average of the weights, where the run has one.
-        kept: the weights of the best validations, by meta-iteration; they are written once, and the next sets
-            link to the same files.
+        kept: the weights of the best validations, by meta-iteration; where the set before has the same file,
+            the new one links to it.
+
     Returns:
         Path of the new set.
     """
-    import paddle  # here, because reading does without
-
+    contents = {name: saved(content) for name, content in zip(FILES, (weights, best, optimizer))}
+    if average is not None:
+        contents[AVERAGE] = saved(average)
+    for number, arrays in (kept or {}).items():
+        contents[KEPT.format(iteration=number)] = saved(arrays)
+    digests = {name: files.digest_of(data) for name, data in contents.items()}
+    contents[STATES] = files.sealed(saved({**states, "sha256": digests}))
+    before = newest_checkpoint(run_folder)
     partial = os.path.join(run_folder, _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     os.mkdir(partial)
-    before, digests = newest_checkpoint(run_folder), {}
-    contents = {WEIGHTS: weights, BEST: best, OPTIMIZER: optimizer}
-    if average is not None:
-        contents[AVERAGE] = average
-    contents.update({KEPT.format(iteration=number): arrays for number, arrays in (kept or {}).items()})
-    contents[STATES] = {**states, "sha256": digests}  # the last: it has the digests of the others
     try:
-        for name, content in contents.items():
-            path = os.path.join(partial, name)
-            if not (name.startswith("kept-") and before and _linked(os.path.join(before, name), path)):
-                paddle.save(content, path)
-                files.sync(path)
-            digests[name] = files.digest(path)
-        files.sync(partial)
+        for name in [name for name in contents if name.startswith("kept-") and before]:
+            if _linked(os.path.join(before, name), os.path.join(partial, name), digests[name]):
+                del contents[name]
+        files.write_together(partial, contents)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
     except BaseException:
@@ -79,11 +80,23 @@ def write_checkpoint(
     return final
 
 
-def _linked(source, path):
-    """Whether a second name could be given to a file; it cannot where there is none, and on some disks."""
+def saved(content: dict) -> bytes:
+    """What `paddle.save` makes of a dict."""
+    import paddle  # here, because reading does without
+
+    file = io.BytesIO()
+    paddle.save(content, file)
+    return file.getvalue()
+
+
+def _linked(source, path, digest):
+    """Whether a second name could be given to a file of that digest; it cannot where there is none, and on
+    some disks."""
     try:
+        if files.digest_of(read_bytes(source)) != digest:
+            return False
         os.link(source, path)
-    except OSError:
+    except (OSError, UserError):
         return False
     return True
 
@@ -132,10 +145,12 @@ def _sets(run_folder):
         match, path = _SET_NAME.match(name), os.path.join(run_folder, name)
         try:
             content = set(os.listdir(path)) if match else set()
-        except OSError:  # a file, or removed in this moment
-            continue
+        except OSError:
+            if os.path.lexists(path):  # a file
+                continue
+            return _sets(run_folder)  # replaced in this moment, and the new one may not be in the list
         missing = [file for file in FILES if file not in content]
-        if content and all(file in FILES or _MORE.fullmatch(file) for file in content):
+        if content and all(map(in_set, content)):
             (damaged if missing else sets).append(((int(match[1]), int(match[2] or 0)), path, *missing[:1]))
     return [path for _, path in sorted(sets)], [(path, missing) for _, path, missing in sorted(damaged)]
 
@@ -148,48 +163,69 @@ def _free_name(run_folder, iteration):
     return next(name for name in names if not os.path.exists(name))
 
 
-def read_states(path: str) -> tuple[dict, Settings]:
-    """The plain values and the `Settings` of a `.pdstates` file; raises UserError if it holds something else,
-    or if a file beside it is not the one that was written with it."""
-    states = read_file(path)
-    if (
-        not isinstance(states, dict)
-        or not isinstance(states.get("settings"), dict)
-        or not isinstance(states.get("sha256"), dict)
-    ):
-        raise UserError(f"{path} does not hold the state of a run: name a run folder or a checkpoint folder.")
-    for name, digest in states["sha256"].items():
-        beside = os.path.join(os.path.dirname(path), os.path.basename(str(name)))
-        if os.path.isfile(beside) and files.digest(beside) != digest:
+class Checkpoint(typing.NamedTuple):
+    """What was read of a checkpoint set: its path, its states (a dict of plain values), the `Settings` of its
+    run, and the bytes of some of its files by name."""
+
+    path: str
+    states: dict
+    settings: Settings
+    files: dict[str, bytes]
+
+
+def read_set(path: str, *names: str) -> Checkpoint:
+    """Read the states of a checkpoint set and the named ones of its other files.
+
+    Raises:
+        UserError: one of them is not what was written there. Sets of before 2026-11 have no digest of their
+            states.
+    """
+    states_file = os.path.join(path, STATES)
+    states = read_plain_data(read_bytes(states_file), states_file)
+    inside = [states.get(name) for name in ("settings", "sha256")] if isinstance(states, dict) else [None]
+    if not all(isinstance(value, dict) for value in inside):
+        raise UserError(
+            f"{states_file} does not hold the state of a run: name a run folder or a checkpoint folder."
+        )
+    contents = {name: read_bytes(os.path.join(path, name)) for name in names}
+    for name, data in contents.items():
+        if files.digest_of(data) != states["sha256"].get(name):
             raise UserError(
-                f"{beside} is damaged: it is not what was written there; take another copy, or start again "
-                "in another folder."
+                f"{os.path.join(path, name)} is damaged: it is not what was written there; take another "
+                "copy, or start again in another folder."
             )
-    return states, settings_from_dict(states["settings"])
+    return Checkpoint(path, states, settings_from_dict(states["settings"]), contents)
 
 
-def stored_settings(run_folder: str) -> Settings | None:
-    """The `Settings` in a run folder's newest checkpoint, or None where there is none."""
-    newest = newest_checkpoint(run_folder)
-    return read_states(os.path.join(newest, STATES))[1] if newest else None
+def read_newest(folder: str, *names: str) -> Checkpoint | None:
+    """As `read_set`, of a run folder's newest checkpoint, None where there is none, or of a checkpoint
+    folder. The run may be in training: where a set was replaced while it was read, the next one is."""
+    while True:
+        before = os.listdir(folder) if os.path.isdir(folder) else []
+        try:
+            path = folder if STATES in before else newest_checkpoint(folder)
+            return read_set(path, *names) if path else None
+        except UserError:
+            if not os.path.isdir(folder) or os.listdir(folder) == before:
+                raise
 
 
-def best_weights(folder: str) -> str:
-    """The file of the best weights of a run folder or checkpoint folder; UserError if there is none."""
-    return os.path.join(_set_of(folder), BEST)
+def read_best(folder: str) -> Checkpoint:
+    """As `read_newest`, with the best weights; UserError if there are none."""
+    return _there(folder, read_newest(folder, BEST))
 
 
 def kept_weights(folder: str) -> dict[int, str]:
     """The weights that a run kept of its best validations, the best first: their files by meta-iteration, in
     its folder or checkpoint folder; UserError if it kept none."""
-    found = _set_of(folder)
-    kept = read_states(os.path.join(found, STATES))[0].get("kept")
+    found = _there(folder, read_newest(folder))
+    kept = found.states.get("kept")
     if not isinstance(kept, list) or not all(
         isinstance(entry, dict) and type(entry.get("iteration")) is int for entry in kept
     ):
         kept = []
     numbers = [entry["iteration"] for entry in kept]
-    paths = {number: os.path.join(found, KEPT.format(iteration=number)) for number in numbers}
+    paths = {number: os.path.join(found.path, KEPT.format(iteration=number)) for number in numbers}
     missing = [path for path in paths.values() if not os.path.isfile(path)]
     if missing or not paths:
         what = f"lacks {os.path.basename(missing[0])}" if missing else "kept the best validation alone"
@@ -197,9 +233,12 @@ def kept_weights(folder: str) -> dict[int, str]:
     return paths
 
 
-def _set_of(folder):
-    """A checkpoint folder itself, or the newest one of a run folder; UserError if there is none."""
-    found = folder if os.path.isfile(os.path.join(folder, STATES)) else newest_checkpoint(folder)
+def in_set(name: str) -> bool:
+    """Whether a file of that name belongs to checkpoint sets."""
+    return name in FILES or _MORE.fullmatch(name) is not None
+
+
+def _there(folder, found):
     if found is None:
         raise UserError(
             f"The folder {folder} holds no checkpoint: name the folder of a run, or a file of weights."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import pickle
 import pickletools
 import re
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import UserError
+from ..files import read_whole, unsealed
 
 # Far above what a network has; a hostile file cannot make much of so little.
 MAX_BYTES = 1 << 30
@@ -19,29 +19,38 @@ MAX_INSTRUCTIONS = 200_000
 
 
 def read_file(path: str) -> Any:
-    """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values.
+    """Read a `.pdparams`, `.pdopt` or `.pdstates` file, or another pickle of arrays and plain values; see
+    `read_plain_data`."""
+    return read_plain_data(read_bytes(path), path)
 
-    Nothing in the file can run: the pickle's instructions are checked first, and the only functions it may
-    name are the ones that make arrays, which are replaced by our own. Memory is bounded by the file's size:
-    arrays are views of its bytes, and what pickle's protocol 2 holds as text is turned into bytes once.
 
-    Args:
-        path: file written by paddle.save or pickle, under any supported Paddle and NumPy.
-    Returns:
-        The dicts, lists, strings, numbers and NumPy arrays in the file; arrays are read-only.
-    Raises:
-        UserError: the file is missing, truncated, damaged, or holds something else.
-    """
+def read_bytes(path: str) -> bytes:
+    """The bytes of a file; UserError if it is missing, no file, or larger than `MAX_BYTES`."""
     try:
-        with open(path, "rb") as file:
-            size = os.fstat(
-                file.fileno()
-            ).st_size  # asked first: a read of at most so many bytes takes their memory at once
-            data = file.read(size) if size <= MAX_BYTES else None
+        return read_whole(path, MAX_BYTES)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    if data is None:
-        raise UserError(f"{path} is refused, because it is larger than {MAX_BYTES} bytes.")
+    except ValueError as error:
+        raise UserError(f"{path} is refused: {error}.") from error
+
+
+def read_plain_data(data: bytes, path: str) -> Any:
+    """What a pickle of arrays and plain values holds.
+
+    Nothing in it can run: the pickle's instructions are checked first, and the only functions it may name are
+    the ones that make arrays, which are replaced by our own. Memory is bounded by its size: arrays are views
+    of its bytes, and what pickle's protocol 2 holds as text is turned into bytes once.
+
+    Args:
+        data: written by paddle.save or pickle, under any supported Paddle and NumPy; `sealed` or not.
+        path: the file that it is from, for messages.
+    Returns:
+        The dicts, lists, strings, numbers and NumPy arrays in it; arrays are read-only.
+    Raises:
+        UserError: it is truncated, damaged, or holds something else.
+    """
+    content = unsealed(data)
+    data = bytes(data if content is None else content)
     try:
         _check_instructions(data)
         return _finished(_ArrayUnpickler(data).load())

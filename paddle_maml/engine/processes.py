@@ -56,8 +56,8 @@ def run_processes(function: Callable[..., int], arguments: tuple, count: int, de
     """Run function(*arguments), which returns an exit status, in `count` processes of one group on this
     machine.
 
-    SIGINT and SIGTERM are passed on to all of them, and a second one kills them; when this process dies, they
-    die; when one of them fails, the others are stopped.
+    SIGINT, SIGTERM and SIGHUP are passed on to all of them as SIGTERM, and a second one kills them; when this
+    process dies, they die; when one of them fails, the others are stopped.
 
     Args:
         function: an importable function; its arguments can be pickled.

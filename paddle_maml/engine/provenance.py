@@ -13,10 +13,12 @@ from ..data.folder_listing import list_folder
 from ..data.omniglot import class_names
 from ..data.splits import OMNIGLOT_RULES, split_classes
 from ..errors import UserError
-from ..files import digest
+from ..files import digest_of
 from . import checkpoint
+from .plain_data import read_bytes
 from .results import read_report
 from .settings import Settings, flag, settings_from_dict
+from .weights import WeightsFile
 
 # NAME.pdparams, and its card NAME.json: the report of its run, with the SHA-256 of the weights.
 SHELF = Path(__file__).parent.parent / "pretrained"
@@ -57,11 +59,11 @@ def names() -> list[str]:
     return sorted(path.stem for path in SHELF.glob("*.json"))
 
 
-def look_up(name: str) -> tuple[str, Origin, dict]:
+def look_up(name: str) -> tuple[WeightsFile, Origin, dict]:
     """The weights that come with the library under a name.
 
     Returns:
-        (file, origin, card): its path, the `Origin` of the weights, and the card, a dict.
+        (file, origin, card): the file, the `Origin` of the weights, and the card, a dict.
 
     Raises:
         UserError: there is no such name, or the file is not the one that the card describes.
@@ -72,13 +74,14 @@ def look_up(name: str) -> tuple[str, Origin, dict]:
         )
     path = SHELF / f"{name}.pdparams"
     card = read_report(SHELF / f"{name}.json", sha256=str)
-    if not path.is_file() or digest(path) != card["sha256"]:
+    file = WeightsFile(str(path), read_bytes(path) if path.is_file() else b"")
+    if digest_of(file.data) != card["sha256"]:
         raise UserError(f"{path} is missing or is not the file that its card describes: get it anew.")
-    return str(path), origin_of(settings_from_dict(card["settings"]), card), card
+    return file, origin_of(settings_from_dict(card["settings"]), card), card
 
 
-def find_weights(path: str, or_name: bool = False) -> tuple[str, Origin | None]:
-    """The weights that a path means.
+def find_weights(path: str, or_name: bool = False) -> tuple[WeightsFile, Origin | None]:
+    """The weights that a path means, read at once.
 
     Args:
         path: a run folder or a checkpoint folder (their best weights), or a file of weights.
@@ -90,16 +93,18 @@ def find_weights(path: str, or_name: bool = False) -> tuple[str, Origin | None]:
     """
     if or_name and path in names():
         return look_up(path)[:2]
+    folder, name = os.path.split(path)
     if os.path.isdir(path):
-        path = checkpoint.best_weights(path)
+        found, name = checkpoint.read_best(path), checkpoint.BEST
     elif not os.path.isfile(path):
         shipped = f", and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}"
         raise UserError(f"There is no file or folder {path}{shipped if or_name else ''}.")
-    states = os.path.join(os.path.dirname(path), checkpoint.STATES)
-    if not os.path.isfile(states):
-        return path, None
-    stored, settings = checkpoint.read_states(states)
-    return path, origin_of(settings, stored)
+    elif checkpoint.in_set(name) and os.path.isfile(os.path.join(folder, checkpoint.STATES)):
+        found = checkpoint.read_set(folder, name)
+    else:
+        return WeightsFile(path, read_bytes(path)), None
+    file = WeightsFile(os.path.join(found.path, name), found.files[name])
+    return file, origin_of(found.settings, found.states)
 
 
 def classes_trained_on(origin: Origin | None, settings: Settings, part: str) -> int | None:
@@ -144,7 +149,7 @@ def _classes_of_folder_trained_on(origin, settings, part):
     return len(tested.intersection(seen))
 
 
-def start_weights(settings: Settings) -> tuple[str | None, Origin | None]:
+def start_weights(settings: Settings) -> tuple[WeightsFile | None, Origin | None]:
     """The weights that a run with these settings starts from.
 
     Returns:

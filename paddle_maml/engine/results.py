@@ -26,12 +26,12 @@ MOST_ROWS = 400
 NUMBER = (int, float)
 
 
-def finished_report(run_folder: str) -> tuple[dict, str]:
+def finished_report(run_folder: str) -> tuple[dict, bytes]:
     """The report of a finished run, without what belongs to its machine, and with the command that repeats
     the run.
 
     Returns:
-        (report, weights): a dict as in report.json with "command" added, and the path of the weights that
+        (report, weights): a dict as in report.json with "command" added, and the file of the weights that
         were tested.
 
     Raises:
@@ -41,13 +41,14 @@ def finished_report(run_folder: str) -> tuple[dict, str]:
     if not os.path.isfile(path):
         raise UserError(f"There is no {path}: the run has not come to its end.")
     report = read_report(path, iterations=int, validation=dict)
-    weights = checkpoint.best_weights(run_folder)
-    states, _ = checkpoint.read_states(os.path.join(os.path.dirname(weights), checkpoint.STATES))
+    best = checkpoint.read_best(run_folder)
     reported = report["iterations"], report["validation"].get("iteration")
-    if (states.get("iteration"), states.get("best_iteration")) != reported:
+    if (best.states.get("iteration"), best.states.get("best_iteration")) != reported:
         raise UserError(f"The run in {run_folder} went on after its report: let it come to its end.")
     settings = settings_from_dict(report["settings"])
-    return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, weights
+    return {**report, "settings": settings.portable().as_dict(), "command": settings.command()}, best.files[
+        checkpoint.BEST
+    ]
 
 
 def read_report(path: str | Path, **types: type | tuple[type, ...]) -> dict:

@@ -20,10 +20,14 @@ from ..report.log import METRICS, Metrics, Progress, Silence, read_metrics
 from ..report.pictures import draw_curve, png
 from ..report.tables import CURVE, REPORT, evaluation_table, score_key, score_text, write_json
 from . import checkpoint
+from .plain_data import read_plain_data
 from .provenance import origin_of
 from .settings import Settings, flag
 from .signals import Interrupted, StopRequest
-from .weights import load_weights, optimizer_state, set_optimizer_state
+from .weights import WeightsFile, load_weights, optimizer_state, set_optimizer_state
+
+# Of the environment: what decides the last bits of a result.
+_DECIDES_BITS = ("paddle", "processor", "device", "native_kernel")
 
 
 class NotFinite(Exception):
@@ -79,9 +83,12 @@ class RunFolder:
             UserError: the set is damaged, or of a run with other settings.
         """
         trainer = self.trainer
-        weights, best, moments, states = (os.path.join(path, name) for name in checkpoint.FILES)
-        stored, settings = checkpoint.read_states(states)
+        more = [checkpoint.AVERAGE] if self.settings.average_weights else []
+        _, stored, settings, contents = checkpoint.read_set(path, *checkpoint.FILES[:-1], *more)
         self._refuse_other_settings(settings)
+        weights, best, moments, *average = (
+            WeightsFile(os.path.join(path, name), data) for name, data in contents.items()
+        )
         listing = trainer.state.listing_sha256
         # Older runs do not say what they kept, and what they were trained on.
         stored = {"listing_sha256": "", "kept": [], **stored}
@@ -89,7 +96,7 @@ class RunFolder:
         for field in dataclasses.fields(trainer.state):
             value = stored.get(field.name)
             if type(value) is not type(getattr(trainer.state, field.name)):
-                raise UserError(f"{states} is damaged: {field.name} is {value!r}.")
+                raise UserError(f"{path} is damaged: {field.name} is {value!r}.")
             setattr(trainer.state, field.name, value)
         if trainer.state.listing_sha256 != listing:
             raise UserError(
@@ -103,14 +110,21 @@ class RunFolder:
                 f"already: ask for more, or choose another folder with {flag('output')}."
             )
         self._restore_best(path, best)
-        if self.settings.average_weights:
-            load_weights(trainer.learner, os.path.join(path, checkpoint.AVERAGE))
+        if average:
+            load_weights(trainer.learner, average[0])
             trainer.average = trainer.weights()
         load_weights(trainer.learner, weights)
         if done:
-            set_optimizer_state(trainer.optimizer, trainer.learner, checkpoint.read_file(moments), moments)
+            state = read_plain_data(moments.data, moments.path)
+            set_optimizer_state(trainer.optimizer, trainer.learner, state, moments.path)
         self.saved = (done, trainer.state.validated)
-        return f"Continuing {self.path} after meta-iteration {done}."
+        before = stored.get("environment", {})
+        others = [name for name in _DECIDES_BITS if before.get(name) != self.environment.get(name)]
+        rounding = (
+            f" What computes is not what did before ({', '.join(others)}), so the result is that of a run in "
+            "one piece but for rounding, not to the bit."
+        )
+        return f"Continuing {self.path} after meta-iteration {done}.{rounding if others else ''}"
 
     def _restore_best(self, path, best):
         """Take up the weights of the best validation, and of those that are kept."""
@@ -125,8 +139,10 @@ class RunFolder:
             state.kept = []
         elif state.kept:
             state.kept = state.kept[: self.settings.keep_best]
-            files = checkpoint.kept_weights(path)
-            trainer.kept = {one["iteration"]: weights_in(files[one["iteration"]]) for one in state.kept}
+            numbers = [one["iteration"] for one in state.kept]
+            files = [checkpoint.kept_weights(path)[number] for number in numbers]
+            found = checkpoint.read_set(path, *map(os.path.basename, files)).files.values()
+            trainer.kept = dict(zip(numbers, map(weights_in, map(WeightsFile, files, found))))
         else:  # the run has kept the best alone so far
             score, interval = state.best_accuracy, state.best_interval
             state.kept = [{"iteration": state.best_iteration, "score": score, "interval": interval}]
@@ -277,7 +293,11 @@ def refuse_other_run(settings: Settings) -> None:
         raise UserError(f"The output folder {folder} is a file; choose another with {flag('output')}.")
     newest = checkpoint.newest_checkpoint(folder)
     remains = [name for name in (METRICS, REPORT) if os.path.exists(os.path.join(folder, name))]
-    if settings.resume and remains and not newest:
-        raise UserError(f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: {other}")
+    if settings.resume and not newest:
+        if remains:
+            raise UserError(
+                f"{folder} holds {remains[0]} of a run but no checkpoint to continue from: {other}"
+            )
+        raise UserError(f"{folder} holds no run to continue: leave {flag('resume')} out, or {other}")
     if (newest or remains) and not settings.resume:
         raise UserError(f"{folder} holds a run already; continue it with {flag('resume')}, or {other}")

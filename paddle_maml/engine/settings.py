@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import math
 import os
 import re
 import shlex
@@ -53,7 +52,7 @@ def _number(default, help, unit, low, high, may_change=False):
 
 def _rate(default, help):
     def check(value):
-        return None if value > 0 and math.isfinite(value) else "must be a finite number above 0"
+        return None if 2.0**-126 <= value < 2.0**128 else "must be a finite number above 0 that float32 holds"
 
     return _setting(default, help, check=check)
 
@@ -409,6 +408,7 @@ class Settings:
             ),
             *((name, self.of_folder, "the images are your own") for name in _OF_OMNIGLOT),
             *((name, not self.of_folder, "the dataset is no folder") for name in _OF_FOLDER),
+            ("data_dir", self.dataset == "synthetic", "the characters are drawn and not read"),
         ):
             if useless and name in given and given[name] != getattr(Settings, name):
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")

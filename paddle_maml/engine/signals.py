@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: who gets them, when they wait, and the wish to stop that they are."""
+"""SIGINT, SIGTERM and SIGHUP: who gets them, when they wait, and the wish to stop that they are."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ import signal
 import threading
 from typing import Callable, Iterator
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGHUP is a terminal that was closed; Windows has none.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else []))
 
 
 @contextlib.contextmanager
 def signals_go_to(handler: Callable | signal.Handlers) -> Iterator[None]:
-    """SIGINT and SIGTERM go to a handler until this is left; one that is ignored, as SIGINT after `&` in a
-    script, still is. Outside the main thread, where Python has no handlers, nothing changes."""
+    """The signals go to a handler until this is left; one that is ignored, as SIGINT after `&` in a script or
+    SIGHUP after nohup, still is. Outside the main thread, where Python has no handlers, nothing changes."""
     previous = {}
     if threading.current_thread() is threading.main_thread():
         previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
@@ -29,7 +30,7 @@ def signals_go_to(handler: Callable | signal.Handlers) -> Iterator[None]:
 
 @contextlib.contextmanager
 def signals_wait() -> Iterator[None]:
-    """SIGINT and SIGTERM are delivered when this is left, where the system can hold them back."""
+    """The signals are delivered when this is left, where the system can hold them back."""
     if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "pthread_sigmask"):
         yield
         return
@@ -45,7 +46,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a flag; a second one ends the process as usual."""
+    """Turns the first signal into a flag; a second one ends the process as usual."""
 
     def __init__(self):
         self.requested, self._held = False, contextlib.ExitStack()

@@ -13,7 +13,7 @@ import paddle
 from ..data.episodes import meta_batch
 from ..data.images import ImageSet
 from ..errors import UserError
-from ..files import digest
+from ..files import digest_of
 from ..learners.base import Learner
 from ..report.log import require_visualdl
 from ..report.tables import score_key, score_text
@@ -192,12 +192,10 @@ class Trainer:
         if weights:
             with fresh_weights_are_a_way_out():
                 load_weights(self.learner, weights, fit=True)
-            self.state.start_sha256 = digest(weights)
+            self.state.start_sha256 = digest_of(weights.data)
             before = origin.trained_on if origin else [UNKNOWN]
             unknown = "; which classes these weights were trained on is not known"
             said = f"Starting from {weights}{unknown if UNKNOWN in before else ''}."
-        elif self.settings.resume:
-            said = f"There is no checkpoint in {self.settings.run_folder} yet: starting from the beginning."
         self.state.trained_on = origin_of(self.settings, {"trained_on": before}).trained_on
         if self.settings.average_weights:
             self.average = self.weights()

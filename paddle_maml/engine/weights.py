@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 import zipfile
-import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import UserError
-from .plain_data import MAX_BYTES, read_file
+from .plain_data import MAX_BYTES, read_bytes, read_plain_data
 
 if TYPE_CHECKING:
     import paddle
@@ -21,24 +21,38 @@ _PADDLE_NAMES = "StructuredToParameterName@@"
 RATES, MOMENTS = "inner_rates", "second_moment"
 
 
-def load_weights(learner: paddle.nn.Layer, path: str, fit: bool = False) -> None:
+class WeightsFile(NamedTuple):
+    """A file of weights as it was when it was found: a run in training replaces its checkpoints."""
+
+    path: str
+    data: bytes
+
+    def __fspath__(self) -> str:
+        return self.path
+
+    def __str__(self) -> str:
+        return self.path
+
+
+def load_weights(learner: paddle.nn.Layer, file: str | WeightsFile, fit: bool = False) -> None:
     """Load weights into a learner, or a network alone.
 
     Args:
         learner: a `MetaLearner` or a network.
-        path: `.pdparams` of the learner or of its network alone; or the weights that the competition's
-            reproduction published, in the order of `net.parameters()`: `.npz` with p00 .. p17, or the
-            original pickle of a list of 18 NumPy arrays.
+        file: path of, or what was read of, a `.pdparams` of the learner or of its network alone; or the
+            weights that the competition's reproduction published, in the order of `net.parameters()`: `.npz`
+            with p00 .. p17, or the original pickle of a list of 18 NumPy arrays.
         fit: also take weights that `fitted` makes fit.
     Raises:
         UserError: the file is unreadable, or its parameters are not this network's; names the first that
             differs.
     """
-    if zipfile.is_zipfile(path):
-        arrays = read_npz(path)
+    path, data = file if isinstance(file, WeightsFile) else (file, read_bytes(file))
+    if zipfile.is_zipfile(io.BytesIO(data)):
+        arrays = read_npz(path, data)
         content = [arrays[name] for name in sorted(arrays)]
     else:
-        content = read_file(path)
+        content = read_plain_data(data, path)
     own = learner.state_dict()
     if isinstance(content, list):
         content = _named(own, content, path)
@@ -118,20 +132,23 @@ def _check_shape(path, name, array, tensor):
         raise UserError(f"{path} is damaged: {name} does not hold finite numbers.")
 
 
-def read_npz(path: str) -> dict[str, np.ndarray]:
-    """The arrays of a .npz by name; raises UserError if it is damaged or holds anything else. Nothing in it
-    can run."""
+def read_npz(path: str, data: bytes | None = None) -> dict[str, np.ndarray]:
+    """The arrays of a .npz by name, or of the bytes that were read of it; raises UserError if it is damaged
+    or holds anything else. Nothing in it can run."""
+    data = read_bytes(path) if data is None else data
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > MAX_BYTES:
                 raise UserError(f"{path} is refused, because it unpacks to more than {MAX_BYTES} bytes.")
-        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             content = {name: arrays[name] for name in arrays.files}
         strange = next((name for name, array in content.items() if not isinstance(array, np.ndarray)), None)
         if strange is not None:
             raise ValueError(f"{strange} is no array")
         return content
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
+    except UserError:
+        raise
+    except Exception as error:  # of damaged files zipfile and NumPy raise more than they say
         raise UserError(f"{path} is damaged or holds no arrays ({type(error).__name__}: {error}).") from error
 
 

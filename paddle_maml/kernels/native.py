@@ -32,6 +32,8 @@ import numpy as np
 import paddle
 from paddle.autograd import PyLayer
 
+from ..files import read_whole, sealed, unsealed
+
 SWITCH = "PADDLE_MAML_NATIVE"  # 0 in the environment: the kernel is not used
 WIDTHS = 16  # it computes with multiples of this many channels
 TAPS = 9
@@ -41,6 +43,7 @@ _FLAGS = ["-O3", "-std=gnu11", "-shared", "-fPIC", "-pthread", "-Wno-psabi"]
 # The vector instructions of this processor; GCC on AArch64 and older Clangs know one or the other name.
 _PROCESSOR_FLAGS = [["-march=native"], ["-mcpu=native"]]
 _COMPILE_SECONDS = 300
+_MOST_BYTES = 1 << 26  # of the compiled kernel
 _ARGUMENTS = {
     "convolve": 7,
     "convolve_gradient": 5,
@@ -127,16 +130,12 @@ def _load(announce):
     ]
     name = hashlib.sha256(b"\0".join(hashlib.sha256(part).digest() for part in identity)).hexdigest()
     path = os.path.join(_folder(), name + ".so")
-    if not os.path.exists(path):
+    if not _sound(path):
         announce("Compiling the native kernel, once; it takes some seconds.")
         _compile(compiler, source, path)
     if not _own(os.lstat(path)):
         raise _Unusable(f"{path} can be written by others")
-    try:
-        library = ctypes.CDLL(path)
-    except OSError:  # it was damaged
-        _compile(compiler, source, path)
-        library = ctypes.CDLL(path)
+    library = ctypes.CDLL(path)
     for function, count in _ARGUMENTS.items():
         getattr(library, function).argtypes = [ctypes.c_void_p] * (count + 1)
         getattr(library, function).restype = ctypes.c_int
@@ -163,6 +162,15 @@ def _own(status):
     return (not hasattr(os, "geteuid") or status.st_uid == os.geteuid()) and not status.st_mode & (
         stat.S_IWGRP | stat.S_IWOTH
     )
+
+
+def _sound(path):
+    """Whether the library is what was written: one that was cut short would end the process when it is
+    called (SIGBUS)."""
+    try:
+        return unsealed(read_whole(path, _MOST_BYTES)) is not None
+    except (OSError, ValueError):
+        return False
 
 
 def _output(command):
@@ -226,9 +234,13 @@ def _compile(compiler, source, path):
             raise _Unusable(
                 f"the C compiler failed ({failures[0][:200] if failures else 'it did not say why'})"
             )
-        os.chmod(result, 0o700)
         with open(result, "rb") as file:
+            library = sealed(file.read())
+        with open(result, "wb") as file:
+            file.write(library)
+            file.flush()
             os.fsync(file.fileno())
+        os.chmod(result, 0o700)
         os.replace(result, path)
 
 

@@ -19,7 +19,7 @@ from ..engine.results import finished_report
 from ..engine.settings import NOTHING
 from ..engine.weights import load_weights
 from ..errors import UserError
-from ..files import digest, write_together, write_whole
+from ..files import digest_of, write_together, write_whole
 from ..report.tables import json_file
 
 # Where a card has the accuracy with the batch statistics of the support set.
@@ -52,9 +52,9 @@ def add(run_folder: str, name: str) -> Path:
             f"The name is {name!r}, but {taken} is there already: choose another name, or remove what there "
             "is of the old one."
         )
-    report, path = finished_report(run_folder)
-    card = json_file({"name": name, "sha256": digest(path), **report})
-    write_together(provenance.SHELF, {f"{name}.pdparams": Path(path).read_bytes(), f"{name}.json": card})
+    report, weights = finished_report(run_folder)
+    card = json_file({"name": name, "sha256": digest_of(weights), **report})
+    write_together(provenance.SHELF, {f"{name}.pdparams": weights, f"{name}.json": card})
     return provenance.SHELF / f"{name}.pdparams"
 
 

@@ -13,7 +13,7 @@ from types import ModuleType
 from typing import TextIO
 
 from ..errors import UserError
-from ..files import write_whole
+from ..files import discard, write_whole
 
 METRICS = "metrics.csv"
 COLUMNS = (
@@ -94,8 +94,14 @@ class Progress:
             self._open_line = False
 
     def _write(self, text):
-        self._stream.write(text)
-        self._stream.flush()
+        try:
+            self._stream.write(text)
+            self._stream.flush()
+        except OSError:
+            if not self._terminal:
+                raise
+            # The terminal was closed. That is no end: SIGHUP says whether the run is to stop, and it saves.
+            discard(self._stream)
 
 
 class Silence:

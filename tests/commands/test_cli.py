@@ -83,25 +83,16 @@ def test_eval_takes_files_parts_and_other_settings(run_folder, capfd, tmp_path):
     )
     output = capfd.readouterr().out
     assert "val split" in output and output.splitlines()[5].split()[0] == "4"
+    assert "of which architecture" not in output
     lone = str(tmp_path / "weights.pdparams")
-    with open(file, "rb") as source, open(lone, "wb") as copy:
-        copy.write(source.read())
-    assert (
-        cli.main_eval(
-            [
-                "--weights",
-                lone,
-                "--dataset",
-                "synthetic",
-                "--width",
-                "4",
-                "--episodes",
-                "2",
-                "--device",
-                "cpu",
-            ]
-        )
-        == 0
+    shutil.copy(file, lone)
+    # The shapes fit, and nobody can know.
+    arguments = (
+        "--dataset synthetic --width 4 --episodes 2 --device cpu --image-size 29 --architecture stride"
+    )
+    assert cli.main_eval(["--weights", lone, *arguments.split()]) == 0
+    assert "of which architecture and for which image size it is; they are taken to be stride and 29" in (
+        capfd.readouterr().out
     )
 
 
@@ -252,6 +243,26 @@ def test_a_standard_output_that_is_closed(tmp_path):
     assert (tmp_path / "run" / "report.json").exists()
 
 
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
+@pytest.mark.parametrize("name", ["enc_ü", os.fsdecode(b"enc_\xff")])
+def test_an_output_that_cannot_encode_a_path(tmp_path, name):
+    """Only what is printed is changed; nothing ends of it, and the run goes on."""
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    folder = os.path.join(str(tmp_path), name)
+    for arguments in (
+        options(output=folder, iterations=1),
+        ["--resume", "--output", folder, "--iterations", "2"],
+    ):
+        done = subprocess.run(
+            [sys.executable, os.path.join(ROOT, "train.py"), *arguments],
+            capture_output=True,
+            env=environment,
+            timeout=120,
+        )
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert ascii(name).strip("'").encode() in done.stdout
+
+
 @pytest.mark.parametrize(
     "error, part",
     [
@@ -322,6 +333,7 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
     )
     fails(capfd, cli.main_eval, ["--weights", folder, "--json", str(tmp_path)], "must name a file")
     fails(capfd, cli.main_eval, ["--weights", folder, "--json="], "--json is '', but must name a file")
+    fails(capfd, cli.main_eval, ["--weights", folder, "--json=-"], "--json is '-', but must name a file")
     fails(
         capfd,
         cli.main_eval,

@@ -10,8 +10,8 @@ from PIL import Image
 from paddle_maml.data import folder as module
 from paddle_maml.data.episodes import EpisodeBuilder
 from paddle_maml.data.folder import load_folder
-from paddle_maml.data.folder_cache import HEAD
 from paddle_maml.data.folder_listing import list_folder
+from paddle_maml.data.image_cache import HEAD
 from paddle_maml.data.splits import split_by_seed
 from paddle_maml.errors import UserError
 

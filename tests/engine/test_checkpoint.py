@@ -2,6 +2,7 @@ import io
 import os
 import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import paddle
@@ -9,7 +10,7 @@ import pytest
 
 from paddle_maml import MAML, MetaLearner
 from paddle_maml.engine import checkpoint, provenance
-from paddle_maml.engine.plain_data import read_file
+from paddle_maml.engine.plain_data import read_file, read_plain_data
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.engine.weights import load_weights, optimizer_state, set_optimizer_state, set_weights
 from paddle_maml.errors import UserError
@@ -432,28 +433,86 @@ def test_a_set_that_lacks_a_file_is_refused_and_kept(tmp_path, name):
     assert len(os.listdir(tmp_path / "checkpoint-2")) == 3
 
 
-@pytest.mark.parametrize("name", [checkpoint.WEIGHTS, checkpoint.BEST, checkpoint.OPTIMIZER])
-def test_a_bit_that_changed_is_noticed(tmp_path, name):
-    settings = settings_from_preset("quickstart").as_dict()
-    learner = small_learner()
-    path = checkpoint.write_checkpoint(
-        str(tmp_path),
-        1,
-        weights_of(learner),
-        weights_of(learner),
-        {"steps": 0},
-        {"iteration": 1, "settings": settings},
+@pytest.fixture(scope="module")
+def whole_set(tmp_path_factory):
+    """The files of a set by name."""
+    folder, learner = tmp_path_factory.mktemp("set"), small_learner()
+    states = {"iteration": 1, "settings": settings_from_preset("quickstart").as_dict()}
+    path = Path(
+        checkpoint.write_checkpoint(
+            str(folder), 1, weights_of(learner), weights_of(learner), {"steps": 0}, states
+        )
     )
+    return {name: (path / name).read_bytes() for name in checkpoint.FILES}
+
+
+def put(folder, files, **changed):
+    path = folder / "checkpoint-1"
+    path.mkdir(exist_ok=True)
+    for name, data in {**files, **changed}.items():
+        (path / name).write_bytes(data)
+    return str(path)
+
+
+def test_a_set_of_before_the_digest_of_the_states_is_read(whole_set, tmp_path):
+    path = put(tmp_path, whole_set, **{checkpoint.STATES: whole_set[checkpoint.STATES][:-64]})
+    assert checkpoint.read_set(path, *checkpoint.FILES[:-1]).states["iteration"] == 1
     origin = provenance.find_weights(str(tmp_path))[1]
     assert (origin.settings, origin.trained_on) == (settings_from_preset("quickstart"), ["synthetic"])
-    file = os.path.join(path, name)
-    with open(file, "rb") as opened:
-        data = bytearray(opened.read())
-    data[len(data) // 2] ^= 1
-    with open(file, "wb") as opened:
-        opened.write(data)
-    with pytest.raises(UserError, match=f"{name} is damaged"):
-        provenance.find_weights(str(tmp_path))
+
+
+def test_no_bit_of_a_set_can_change_unseen(whole_set, tmp_path):
+    path = put(tmp_path, whole_set)
+    assert checkpoint.read_set(path, *checkpoint.FILES[:-1])
+    for name, data in whole_set.items():
+        steps = 37 if name == checkpoint.STATES else 997
+        for bit in range(0, 8 * len(data), steps):
+            changed = bytearray(data)
+            changed[bit // 8] ^= 1 << bit % 8
+            with open(os.path.join(path, name), "wb") as file:
+                file.write(changed)
+            with pytest.raises(UserError) as error:
+                checkpoint.read_set(path, *checkpoint.FILES[:-1])
+            assert name in str(error.value) and "\n" not in str(error.value)
+        put(tmp_path, whole_set)
+
+
+def test_only_what_is_needed_is_read(whole_set, tmp_path):
+    path = put(tmp_path, whole_set, **{checkpoint.OPTIMIZER: b"damaged", checkpoint.WEIGHTS: b""})
+    weights, _ = provenance.find_weights(str(tmp_path))
+    assert weights == (os.path.join(path, checkpoint.BEST), whole_set[checkpoint.BEST])
+    with pytest.raises(UserError, match="model.pdparams is damaged"):
+        provenance.find_weights(os.path.join(path, checkpoint.WEIGHTS))
+
+
+def test_weights_are_found_where_a_run_in_training_replaces_its_checkpoints(tmp_path):
+    """At every listing of a folder and every opening of a file that is read, the set is replaced."""
+    folder, settings = str(tmp_path), settings_from_preset("quickstart").as_dict()
+    numbers = iter(range(1, 1000))
+
+    def replace():
+        number = next(numbers)
+        array = {"a": np.full(3, float(number))}
+        states = {"iteration": number, "settings": settings}
+        checkpoint.write_checkpoint(folder, number, array, array, array, states)
+
+    replace()
+    for moment in range(1, 12):
+        for module, name in ((os, "listdir"), (checkpoint, "read_bytes")):
+            with pytest.MonkeyPatch.context() as patch:
+                original, calls = getattr(module, name), []
+
+                def replaced(*arguments, original=original, calls=calls, moment=moment, patch=patch):
+                    calls.append(1)
+                    if len(calls) == moment:
+                        patch.undo()
+                        replace()
+                    return original(*arguments)
+
+                patch.setattr(module, name, replaced)
+                found = checkpoint.read_best(folder)
+            [iteration] = set(read_plain_data(found.files[checkpoint.BEST], found.path)["a"])
+            assert found.states["iteration"] == iteration
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float16", ">f4"])

@@ -68,6 +68,14 @@ def test_options_override_the_preset():
         (["--inner", "1"], "unknown option --inner"),  # no abbreviations
         (["--inner-lr", "much"], "--inner-lr: invalid float value: 'much'"),
         (["--inner-lr"], "expected one argument"),
+        (["--meta-lr", "1e-320"], "--meta-lr is 1e-320, but must be a finite number above 0 that float32"),
+        (["--val-every=٣"], "--val-every: invalid int value: '٣'"),
+        (["--meta-lr=1_0.0"], "--meta-lr: invalid float value: '1_0.0'"),
+        (["--val-every", " 5"], "--val-every: invalid int value: ' 5'"),
+        (
+            ["--preset", "quickstart", "--data-dir", "/nosuch"],
+            "data_dir is /nosuch, but the characters are drawn",
+        ),
         (["5"], "unknown option 5"),
         (["--preset", "quickstat"], "did you mean quickstart?"),
         (["--n-way", "0"], "--n-way is 0, but must be at least 2"),

@@ -230,9 +230,25 @@ def test_fewer_iterations_than_done_are_refused(finished):
         training.train(tiny(finished[0], resume=True, iterations=3))
 
 
-def test_resume_with_nothing_to_resume_starts(finished, tmp_path):
-    training.train(tiny(tmp_path, resume=True))
-    assert_same_end(finished[0], tmp_path)
+@pytest.mark.parametrize("folder", ["typo", "."])
+def test_resume_with_nothing_to_resume_is_refused(tmp_path, folder):
+    with pytest.raises(UserError, match="holds no run to continue: leave --resume out"):
+        training.train(tiny(tmp_path / folder, resume=True))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["native_kernel", "paddle"])
+def test_a_run_that_goes_on_with_something_else_says_that_its_bits_may_differ(
+    tmp_path, monkeypatch, capsys, name
+):
+    training.train(tiny(tmp_path, iterations=1))
+    training.train(tiny(tmp_path, iterations=2, resume=True))
+    assert "rounding" not in capsys.readouterr().out
+    environment = training.environment
+    monkeypatch.setattr(training, "environment", lambda device: {**environment(device), name: "another"})
+    training.train(tiny(tmp_path, iterations=3, resume=True))
+    [line] = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Continuing")]
+    assert f"({name})" in line and "but for rounding, not to the bit" in line
 
 
 @pytest.mark.parametrize("moment", [1, 4, 5, 11])
@@ -368,9 +384,9 @@ def test_a_class_with_too_few_images_is_refused_before_anything_is_written(tmp_p
 
 def test_two_runs_do_not_write_to_one_folder(tmp_path):
     with files.lock_folder(tmp_path), pytest.raises(UserError, match="Another process is writing to"):
-        training.train(tiny(tmp_path, resume=True))
+        training.train(tiny(tmp_path))
     assert not list(tmp_path.iterdir())
-    training.train(tiny(tmp_path, resume=True, iterations=1))
+    training.train(tiny(tmp_path, iterations=1))
 
 
 def test_what_a_killed_write_left_is_removed(tmp_path, monkeypatch):
@@ -539,7 +555,7 @@ def test_a_report_names_the_weights_that_the_run_started_from(finished, tmp_path
     assert report["start_sha256"] is None
     weights, _ = provenance.find_weights(str(folder))
     started = training.train(tiny(tmp_path / "run", start_from=str(folder), iterations=1))
-    assert started["start_sha256"] == files.digest(weights)
+    assert started["start_sha256"] == files.digest_of(weights.data)
 
 
 def test_weights_of_fewer_classes_are_refused(finished, tmp_path):

@@ -679,13 +679,15 @@ def test_a_cache_that_cannot_be_made(tmp_path, monkeypatch):
     assert "could not be made" in native.problem()
 
 
-def test_a_damaged_library_is_made_again(cache, tmp_path):
-    """In a process of its own: one that is loaded already would be found by its name."""
+@pytest.mark.parametrize("spoil", [lambda data: b"no library", lambda data: data[: len(data) // 2]])
+def test_a_damaged_library_is_made_again(cache, tmp_path, spoil):
+    """In a process of its own: one that is loaded already would be found by its name. One that is cut short
+    can be loaded, and ends the process when it is called."""
     assert native.problem() is None
     [library] = cache.iterdir()
     content = library.read_bytes()
     library.unlink()
-    library.write_bytes(b"no library")
+    library.write_bytes(spoil(content))
     library.chmod(0o700)
     assert run("print(native.problem())").stdout.strip() == "None"
     assert len(library.read_bytes()) == len(content)

@@ -1,4 +1,4 @@
-"""Decoded images of a folder in a file, which is mapped and not read: processes share its memory.
+"""Decoded images in a file, which is mapped and not read: processes share its memory.
 
 The file is `HEAD` bytes of JSON, padded with spaces, and then the pixels. A file of another length, of
 another key, or whose CRC-32 is not that of its pixels is as good as none.
