@@ -102,7 +102,6 @@ _OF_LEARNERS = {
     "lstm_hidden": ("lstm",),
 }
 
-_OF_IMAGES = "rotations distortions n_way image_size preprocessing split_rule data_dir".split()
 _OF_IMAGES = (
     "rotations random_crops random_flips distortions n_way image_size in_channels preprocessing split_rule "
     "split_seed data_dir"
@@ -412,6 +411,11 @@ class Settings:
     def embeds(self) -> bool:
         """Whether the learner's network makes embeddings."""
         return self.learner in _EMBED
+
+    @property
+    def any_n_way(self) -> bool:
+        """Whether the learner's weights tell any number of classes apart."""
+        return self.learner == "prototypical"
 
     @property
     def steps_at_test(self) -> int | None:

@@ -71,7 +71,7 @@ class Classifier:
         if settings.loss != "cross-entropy":
             raise UserError(f"{weights} is of the regression {settings.dataset}, which has no classes.")
         self.settings, self.card = settings, card
-        self.n_way = None if settings.embeds else settings.n_way
+        self.n_way = None if settings.any_n_way else settings.n_way
         nothing = ImageSet("own images", (), [np.empty((0, *input_shape(settings)), np.uint8)])
         self.learner = make_learner(settings, nothing)
         load_weights(self.learner, weights)
