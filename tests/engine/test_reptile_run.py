@@ -8,8 +8,8 @@ import paddle
 import pytest
 from tiny_run import TINY, call, options
 
-from paddle_maml.commands.evaluate import _settings as settings_of_evaluation
 from paddle_maml.engine import assembly, checkpoint, training
+from paddle_maml.engine.assembly import settings_for
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.provenance import find_weights
@@ -99,7 +99,7 @@ def test_weights_of_another_learner_are_refused(finished):
     with pytest.raises(UserError, match="another kind of network: 'second_moment' is unknown"):
         load_weights(maml, best_of(folder))
     with pytest.raises(UserError, match="--learner is maml, but these weights are of a network with reptile"):
-        settings_of_evaluation(find_weights(str(folder))[1], {"learner": "maml"})
+        settings_for(find_weights(str(folder))[1].settings, {"learner": "maml"})
 
 
 def test_the_length_of_a_linear_schedule_cannot_be_changed(finished):
