@@ -11,9 +11,10 @@ from .base import Learner
 class EmbeddingLearner(Learner):
     """A learner that adapts no parameter of its network.
 
-    In training batch norm has the statistics of all inputs of an episode. In testing it has by default those
-    of the population, as Ioffe & Szegedy 2015 (algorithm 2) take them: the mean over training batches, which
-    `settle` takes, so that an answer does not depend on the other query inputs. "query" is what training has.
+    In training batch norm has the statistics of all inputs of an episode, or of `GROUP` episodes together. In
+    testing it has by default those of the population, as Ioffe & Szegedy 2015 (algorithm 2) take them: the
+    mean over what training has, which `settle` takes, so that an answer does not depend on the other query
+    inputs. "query" are those of the episode.
 
     A network of the user's own that keeps batch norm to itself has no such statistics: "query" is then all
     there is.
@@ -23,6 +24,8 @@ class EmbeddingLearner(Learner):
     """
 
     STATISTICS = ("population", "query")
+    # Tasks that batch norm takes together in training.
+    GROUP = 1
 
     def __init__(self, net: nn.Layer, loss="cross-entropy", chunk: int | None = None, optimizer=None):
         super().__init__(net, loss, chunk, optimizer)
@@ -40,11 +43,17 @@ class EmbeddingLearner(Learner):
         inputs = paddle.concat([self._inputs(x) for x in batch[::2]], axis=1)
         totals = None
         with paddle.no_grad():
-            for x in inputs.split(inputs.shape[0]):
+            groups = self.groups(inputs)
+            for x in groups:
                 found = self.network.statistics(self.network.prepare(x), self.network.initial(1))
                 totals = found if totals is None else [total + own for total, own in zip(totals, found)]
         for buffer, total in zip(self._buffers.values(), totals):
-            buffer.set_value(total / inputs.shape[0])
+            buffer.set_value(total / len(groups))
+
+    def groups(self, x: paddle.Tensor) -> list[paddle.Tensor]:
+        """Inputs (T, N, ...) in groups of `GROUP` tasks, each as one task (1, ..., ...)."""
+        starts = range(0, x.shape[0], self.GROUP)
+        return [x[start : start + self.GROUP].flatten(0, 1).unsqueeze(0) for start in starts]
 
     def embed(self, x: paddle.Tensor, statistics: str = "query") -> paddle.Tensor:
         """Embeddings (T, N, ...) of inputs (T, N, ...), differentiable by the network's parameters unless the

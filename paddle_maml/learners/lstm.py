@@ -29,6 +29,10 @@ class LSTMLearner(EmbeddingLearner):
     In training, order and labels of the support set are shuffled. In testing it is read in rounds, an input
     of each class in each round, the classes in the order of their labels; inputs of one class as they come.
 
+    A task has few classes. Were batch norm to have the statistics of each by itself in training, the LSTM
+    would rely on what that takes away from these classes, and answer worse by the population's: it has those
+    of several tasks together.
+
     Args:
         net: the network of the embedding, such as `Conv4`.
         n_way: classes of a task.
@@ -39,6 +43,8 @@ class LSTMLearner(EmbeddingLearner):
     Raises:
         ValueError: a size is below 1; and what `Learner` raises.
     """
+
+    GROUP = 8
 
     def __init__(
         self,
@@ -80,7 +86,10 @@ class LSTMLearner(EmbeddingLearner):
         orders = np.stack([random.permutation(x_spt.shape[1]) for random in randoms])
         names = paddle.to_tensor(np.stack([random.permutation(self.n_way) for random in randoms]))
         labels, answers = (paddle.take_along_axis(names, self._labels(y), axis=1) for y in (y_spt, y_qry))
-        logits, targets = self._logits(x_spt, labels, x_qry, orders, "query"), self.objective.targets(answers)
+        groups = self.groups(paddle.concat([x_spt, x_qry], axis=1))
+        embeddings = paddle.concat([self.embed(group).flatten(0, 1).flatten(1) for group in groups])
+        embeddings = embeddings.reshape([x_spt.shape[0], -1, embeddings.shape[1]])
+        logits, targets = self._logits(embeddings, labels, orders), self.objective.targets(answers)
         loss, score = self.objective.loss(logits, targets), self.objective.score(logits.detach(), targets)
         return loss.mean(), score.mean()
 
@@ -97,7 +106,9 @@ class LSTMLearner(EmbeddingLearner):
         labels = self._labels(y_spt)
         orders = np.stack([in_rounds(task) for task in labels.numpy()])
         with paddle.no_grad():
-            outputs = self._logits(x_spt, labels, x_qry, orders, statistics).numpy()
+            parts = self._chunks([paddle.concat([x_spt, x_qry], axis=1)])
+            embeddings = paddle.concat([self.embed(x, statistics).flatten(2) for [x] in parts])
+            outputs = self._logits(embeddings, labels, orders).numpy()
         return outputs[0] if single else outputs
 
     def _labels(self, y):
@@ -107,15 +118,12 @@ class LSTMLearner(EmbeddingLearner):
             raise ValueError(f"labels must be 0 to {self.n_way - 1}, not up to {labels.highest}")
         return labels.numbers
 
-    def _logits(self, x_spt, labels, x_qry, orders, statistics):
-        """Logits (T, N, n_way) of the query inputs, when the support inputs are read in the orders (T, N)."""
-        parts = self._chunks([x_spt, x_qry])
-        embeddings = paddle.concat(
-            [self.embed(paddle.concat(part, axis=1), statistics).flatten(2) for part in parts]
-        )
+    def _logits(self, embeddings, labels, orders):
+        """Logits (T, N, n_way) of the query inputs, whose embeddings (T, ..., features) follow those of the
+        support inputs, when these are read in the orders (T, N)."""
         if embeddings.shape[2] != self.features:
             raise ValueError(f"embeddings must have {self.features} numbers, not {embeddings.shape[2]}")
-        (tasks, shots), queries = orders.shape, x_qry.shape[1]
+        (tasks, shots), queries = orders.shape, embeddings.shape[1] - orders.shape[1]
         pairs = paddle.concat(
             [embeddings[:, :shots], F.one_hot(labels, self.n_way).astype(embeddings.dtype)], axis=2
         )
