@@ -31,7 +31,8 @@ class LSTMLearner(EmbeddingLearner):
 
     A task has few classes. Were batch norm to have the statistics of each by itself in training, the LSTM
     would rely on what that takes away from these classes, and answer worse by the population's: it has those
-    of several tasks together.
+    of `GROUP` tasks together, as they stand in the batch. Processes that share a meta-batch have groups of
+    their own, so that their number changes nothing where each has whole groups.
 
     Args:
         net: the network of the embedding, such as `Conv4`.

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from tiny_run import TINY, call
 
+import paddle_maml
 from paddle_maml.commands.cli import main_eval, main_train
+from paddle_maml.data.synthetic import draw_synthetic
 from paddle_maml.engine import checkpoint
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
@@ -48,16 +50,23 @@ def test_it_is_trained_resumed_and_evaluated(tmp_path, monkeypatch):
     )
     assert evaluated["evaluation"]["accuracy"] == tested["test"]["accuracy"]
     assert "note" not in tested["test"] and tested["test"]["learner"] == "lstm"
+    classifier, images = paddle_maml.load("whole"), list(draw_synthetic(alphabets=1).images[:6, 0, 0])
+    task = classifier.adapt(images[:4], list("abcd"))
+    together, alone = task.predict(images).probabilities, task.predict(images[:1]).probabilities
+    np.testing.assert_allclose(alone, together[:1], rtol=1e-4)
+    assert classifier.statistics == ("population", "query") and together.shape == (6, 4)
+    with pytest.raises(UserError, match="has 6 classes, but these weights tell 2 to 5 apart"):
+        classifier.adapt(images, list("abcdef"))
 
 
 @pytest.mark.slow
 def test_two_processes_resume_bit_for_bit(tmp_path):
-    """And one process gives the same tasks the same order and labels."""
+    """And one process computes the same: 16 tasks are two groups, whose batch norm is their own."""
     runs = {name: str(tmp_path / name) for name in ("whole", "parts", "alone")}
     for name, changes in (
-        ("whole", {"processes": 2}),
-        ("parts", {"processes": 2, "iterations": 3}),
-        ("alone", {}),
+        ("whole", {"processes": 2, "meta_batch": 16}),
+        ("parts", {"processes": 2, "meta_batch": 16, "iterations": 3}),
+        ("alone", {"meta_batch": 16}),
     ):
         status, _, errors = call("train.py", options(output=runs[name], **changes))
         assert status == 0, errors
