@@ -156,7 +156,7 @@ _ANIL_20WAY = dict(
 )
 
 # Santoro et al. 2016 take 100,000 meta-iterations of 16 episodes, with rotations. Few query images: more
-# tasks in the time that a CPU has. Eight tasks for each of two processes, as batch norm takes them together.
+# tasks in the time that a CPU has. Eight for each of two processes, as batch norm takes them together.
 _LSTM = dict(
     learner="lstm",
     n_way=5,
