@@ -19,10 +19,9 @@ from ..engine.assembly import (
     require_classes,
     settings_for,
 )
-from ..engine.checkpoint import kept_weights
 from ..engine.ensemble import as_tested
 from ..engine.evaluation import evaluate
-from ..engine.provenance import classes_trained_on, find_weights, look_up, together
+from ..engine.provenance import classes_trained_on, find_kept, find_weights, look_up, together
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import WITH_STEPS
 from ..engine.timing import time_tasks
@@ -46,7 +45,7 @@ ALIKE = (
 def run(asked: dict, given: dict) -> None:
     """Evaluate what is asked for, with the settings that are given, and print and write the result."""
     name = asked["pretrained"]
-    found = [look_up(name)[:2]] if name else [find_weights(path) for path in _paths(asked)]
+    found = [look_up(name)[:2]] if name else _found(asked)
     settings, *others = [settings_for(origin and origin.settings, given) for _, origin in found]
     for other in others:
         for option in ALIKE:
@@ -60,14 +59,14 @@ def run(asked: dict, given: dict) -> None:
         _run(asked, name, found, settings)
 
 
-def _paths(asked):
-    """The paths of all weights that are meant."""
+def _found(asked):
+    """All weights that are meant, and their origins."""
     if not asked["ensemble"]:
-        return asked["weights"]
+        return [find_weights(path) for path in asked["weights"]]
     for path in asked["weights"]:
         if not os.path.isdir(path):
             raise UserError(f"--ensemble is for the folder of a run, but {path} is none: leave it out.")
-    return [file for folder in asked["weights"] for file in kept_weights(folder).values()]
+    return [one for folder in asked["weights"] for one in find_kept(folder)]
 
 
 def _run(asked, name, found, settings):
@@ -121,7 +120,7 @@ def _run(asked, name, found, settings):
             result = evaluate(tested, episodes, settings.test_episodes, settings.steps_at_test)
         if len(found) > 1:
             result["ensemble"] = [
-                {"file": os.path.basename(file.path), "sha256": digest_of(file.data)} for file, _ in found
+                {"file": os.path.basename(path), "sha256": digest_of(data)} for (path, data), _ in found
             ]
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))

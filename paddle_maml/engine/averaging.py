@@ -12,7 +12,7 @@ import shutil
 import numpy as np
 
 from ..errors import UserError
-from ..files import digest_of, sealed, write_together
+from ..files import digest_of, write_together
 from . import checkpoint
 from .plain_data import read_plain_data
 from .provenance import origin_of, together
@@ -36,18 +36,16 @@ def average(runs: list[str], folder: str) -> None:
         raise UserError("average takes runs and the folder for their mean: name both.")
     if os.path.exists(folder):
         raise UserError(f"{folder} is there already: choose another folder for the mean.")
-    paths = list(checkpoint.kept_weights(runs[0]).values()) if len(runs) == 1 else []
-    paths = paths or [os.path.join(checkpoint.read_best(run).path, checkpoint.BEST) for run in runs]
-    found = [checkpoint.read_set(*os.path.split(path)) for path in paths]
-    starts = {one.states.get("start_sha256") for one in found}
+    sets = [checkpoint.read_best(run, kept=len(runs) == 1) for run in runs]
+    members = {os.path.join(one.path, name): data for one in sets for name, data in one.files.items()}
+    starts = {one.states.get("start_sha256") for one in sets}
     if len(runs) > 1 and (len(starts) > 1 or not all(starts)):
         raise UserError(
             "The runs did not start from the same weights, so that their mean is none of a network: average "
             "runs with one --start-from."
         )
-    files = [data for one in found for data in one.files.values()]
-    best = checkpoint.saved(_mean(paths, files))
-    origin = together([origin_of(one.settings, one.states) for one in found])
+    mean = _mean(members)
+    origin = together([origin_of(one.settings, one.states) for one in sets])
     partial = os.path.join(os.path.dirname(os.path.abspath(folder)), _PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     os.makedirs(partial)
@@ -57,20 +55,20 @@ def average(runs: list[str], folder: str) -> None:
             "trained_on": origin.trained_on,
             "listing_sha256": origin.listing_sha256,
             "start_sha256": starts.pop() or "",
-            "averaged": [digest_of(data) for data in files],
-            "sha256": {checkpoint.BEST: digest_of(best)},
+            "averaged": [digest_of(data) for data in members.values()],
         }
-        contents = {checkpoint.BEST: best, checkpoint.STATES: sealed(checkpoint.saved(states))}
-        write_together(partial, contents)
+        best = {checkpoint.BEST: checkpoint.file_of(mean)}
+        write_together(partial, checkpoint.with_states(best, states))
         os.rename(partial, folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
 
 
-def _mean(paths, files):
-    """The mean of the arrays in files of weights, by name, from their bytes."""
-    members = [read_plain_data(data, path) for path, data in zip(paths, files)]
+def _mean(files):
+    """The mean of the arrays in files of weights, which are given by their paths, by name."""
+    paths = list(files)
+    members = [read_plain_data(data, path) for path, data in files.items()]
     for path, arrays in zip(paths, members):
         if not isinstance(arrays, dict):
             raise UserError(f"{path} holds no named weights: take another run.")

@@ -48,28 +48,22 @@ def write_checkpoint(
         states: dict of plain values: iteration, settings, and what else the training needs. The digests of
             the other files are added.
         average: the moving average of the weights, where the run has one.
-        kept: the weights of the best validations, by meta-iteration; where the set before has the same file,
-            the new one links to it.
+        kept: the weights of the best validations, by meta-iteration; they are written once, and the next sets
+            link to the same files.
 
     Returns:
         Path of the new set.
     """
-    contents = {name: saved(content) for name, content in zip(FILES, (weights, best, optimizer))}
-    if average is not None:
-        contents[AVERAGE] = saved(average)
-    for number, arrays in (kept or {}).items():
-        contents[KEPT.format(iteration=number)] = saved(arrays)
-    digests = {name: files.digest_of(data) for name, data in contents.items()}
-    contents[STATES] = files.sealed(saved({**states, "sha256": digests}))
-    before = newest_checkpoint(run_folder)
-    partial = os.path.join(run_folder, _PARTIAL)
+    more = {} if average is None else {AVERAGE: average}
+    more.update({KEPT.format(iteration=number): arrays for number, arrays in (kept or {}).items()})
+    contents = {WEIGHTS: weights, BEST: best, OPTIMIZER: optimizer, **more}
+    contents = with_states({name: file_of(content) for name, content in contents.items()}, states)
+    partial, before = os.path.join(run_folder, _PARTIAL), newest_checkpoint(run_folder)
     shutil.rmtree(partial, ignore_errors=True)
     os.mkdir(partial)
     try:
-        for name in [name for name in contents if name.startswith("kept-") and before]:
-            if _linked(os.path.join(before, name), os.path.join(partial, name), digests[name]):
-                del contents[name]
-        files.write_together(partial, contents)
+        new = {name: data for name, data in contents.items() if not _linked(name, data, before, partial)}
+        files.write_together(partial, new)
         final = _free_name(run_folder, iteration)
         os.rename(partial, final)
     except BaseException:
@@ -80,8 +74,8 @@ def write_checkpoint(
     return final
 
 
-def saved(content: dict) -> bytes:
-    """What `paddle.save` makes of a dict."""
+def file_of(content: dict) -> bytes:
+    """The file that paddle.save makes of a dict."""
     import paddle  # here, because reading does without
 
     file = io.BytesIO()
@@ -89,14 +83,23 @@ def saved(content: dict) -> bytes:
     return file.getvalue()
 
 
-def _linked(source, path, digest):
-    """Whether a second name could be given to a file of that digest; it cannot where there is none, and on
+def with_states(contents: dict[str, bytes], states: dict) -> dict[str, bytes]:
+    """Files by name, and that of the states with all their digests."""
+    digests = {name: files.digest_of(data) for name, data in contents.items()}
+    return {**contents, STATES: files.sealed(file_of({**states, "sha256": digests}))}
+
+
+def _linked(name, data, before, partial):
+    """Whether the file of the set before could be given a second name; it cannot where it is another, and on
     some disks."""
+    if not before or not name.startswith("kept-"):
+        return False
+    source, path = (os.path.join(folder, name) for folder in (before, partial))
     try:
-        if files.digest_of(read_bytes(source)) != digest:
+        if files.read_whole(source, len(data)) != data:
             return False
         os.link(source, path)
-    except (OSError, UserError):
+    except (OSError, ValueError):
         return False
     return True
 
@@ -150,7 +153,7 @@ def _sets(run_folder):
                 continue
             return _sets(run_folder)  # replaced in this moment, and the new one may not be in the list
         missing = [file for file in FILES if file not in content]
-        if content and all(map(in_set, content)):
+        if content and all(map(belongs, content)):
             (damaged if missing else sets).append(((int(match[1]), int(match[2] or 0)), path, *missing[:1]))
     return [path for _, path in sorted(sets)], [(path, missing) for _, path, missing in sorted(damaged)]
 
@@ -173,9 +176,13 @@ class Checkpoint(typing.NamedTuple):
     files: dict[str, bytes]
 
 
-def read_set(path: str, *names: str) -> Checkpoint:
+def read_set(path: str, *names: str, kept: bool = False) -> Checkpoint:
     """Read the states of a checkpoint set and the named ones of its other files.
 
+    Args:
+        path: of the set.
+        names: of files.
+        kept: also those of the best validations that the run kept, the best first.
     Raises:
         UserError: one of them is not what was written there. Sets of before 2026-11 have no digest of their
             states.
@@ -187,6 +194,7 @@ def read_set(path: str, *names: str) -> Checkpoint:
         raise UserError(
             f"{states_file} does not hold the state of a run: name a run folder or a checkpoint folder."
         )
+    names += _kept_in(states) if kept else ()
     contents = {name: read_bytes(os.path.join(path, name)) for name in names}
     for name, data in contents.items():
         if files.digest_of(data) != states["sha256"].get(name):
@@ -197,50 +205,43 @@ def read_set(path: str, *names: str) -> Checkpoint:
     return Checkpoint(path, states, settings_from_dict(states["settings"]), contents)
 
 
-def read_newest(folder: str, *names: str) -> Checkpoint | None:
+def _kept_in(states):
+    kept = states.get("kept")
+    sound = isinstance(kept, list) and all(
+        isinstance(entry, dict) and type(entry.get("iteration")) is int for entry in kept
+    )
+    return tuple(KEPT.format(iteration=entry["iteration"]) for entry in kept) if sound else ()
+
+
+def belongs(name: str) -> bool:
+    """Whether a file of a checkpoint set may have a name."""
+    return name in FILES or bool(_MORE.fullmatch(name))
+
+
+def read_newest(folder: str, *names: str, kept: bool = False) -> Checkpoint | None:
     """As `read_set`, of a run folder's newest checkpoint, None where there is none, or of a checkpoint
     folder. The run may be in training: where a set was replaced while it was read, the next one is."""
     while True:
         before = os.listdir(folder) if os.path.isdir(folder) else []
         try:
             path = folder if STATES in before else newest_checkpoint(folder)
-            return read_set(path, *names) if path else None
+            return read_set(path, *names, kept=kept) if path else None
         except UserError:
             if not os.path.isdir(folder) or os.listdir(folder) == before:
                 raise
 
 
-def read_best(folder: str) -> Checkpoint:
-    """As `read_newest`, with the best weights; UserError if there are none."""
-    return _there(folder, read_newest(folder, BEST))
-
-
-def kept_weights(folder: str) -> dict[int, str]:
-    """The weights that a run kept of its best validations, the best first: their files by meta-iteration, in
-    its folder or checkpoint folder; UserError if it kept none."""
-    found = _there(folder, read_newest(folder))
-    kept = found.states.get("kept")
-    if not isinstance(kept, list) or not all(
-        isinstance(entry, dict) and type(entry.get("iteration")) is int for entry in kept
-    ):
-        kept = []
-    numbers = [entry["iteration"] for entry in kept]
-    paths = {number: os.path.join(found.path, KEPT.format(iteration=number)) for number in numbers}
-    missing = [path for path in paths.values() if not os.path.isfile(path)]
-    if missing or not paths:
-        what = f"lacks {os.path.basename(missing[0])}" if missing else "kept the best validation alone"
-        raise UserError(f"The run in {folder} {what}: train with --keep-best 5, or name several weights.")
-    return paths
-
-
-def in_set(name: str) -> bool:
-    """Whether a file of that name belongs to checkpoint sets."""
-    return name in FILES or _MORE.fullmatch(name) is not None
-
-
-def _there(folder, found):
+def read_best(folder: str, kept: bool = False) -> Checkpoint:
+    """As `read_newest`, with the best weights, or those of all validations that were kept; UserError if there
+    are none."""
+    found = read_newest(folder, kept=True) if kept else read_newest(folder, BEST)
     if found is None:
         raise UserError(
             f"The folder {folder} holds no checkpoint: name the folder of a run, or a file of weights."
+        )
+    if not found.files:
+        raise UserError(
+            f"The run in {folder} kept the best validation alone: train with --keep-best 5, or name several "
+            "weights."
         )
     return found

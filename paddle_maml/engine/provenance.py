@@ -95,16 +95,25 @@ def find_weights(path: str, or_name: bool = False) -> tuple[WeightsFile, Origin 
         return look_up(path)[:2]
     folder, name = os.path.split(path)
     if os.path.isdir(path):
-        found, name = checkpoint.read_best(path), checkpoint.BEST
+        found = checkpoint.read_best(path)
     elif not os.path.isfile(path):
         shipped = f", and no pretrained weights of that name; there are: {', '.join(names()) or 'none'}"
         raise UserError(f"There is no file or folder {path}{shipped if or_name else ''}.")
-    elif checkpoint.in_set(name) and os.path.isfile(os.path.join(folder, checkpoint.STATES)):
+    elif checkpoint.belongs(name) and os.path.isfile(os.path.join(folder, checkpoint.STATES)):
         found = checkpoint.read_set(folder, name)
     else:
         return WeightsFile(path, read_bytes(path)), None
-    file = WeightsFile(os.path.join(found.path, name), found.files[name])
-    return file, origin_of(found.settings, found.states)
+    return _of_set(found)[0]
+
+
+def find_kept(folder: str) -> list[tuple[WeightsFile, Origin]]:
+    """The weights of the best validations that a run kept, the best first, as `find_weights` returns one."""
+    return _of_set(checkpoint.read_best(folder, kept=True))
+
+
+def _of_set(found):
+    origin = origin_of(found.settings, found.states)
+    return [(WeightsFile(os.path.join(found.path, name), data), origin) for name, data in found.files.items()]
 
 
 def classes_trained_on(origin: Origin | None, settings: Settings, part: str) -> int | None:

@@ -83,12 +83,11 @@ class RunFolder:
             UserError: the set is damaged, or of a run with other settings.
         """
         trainer = self.trainer
-        more = [checkpoint.AVERAGE] if self.settings.average_weights else []
-        _, stored, settings, contents = checkpoint.read_set(path, *checkpoint.FILES[:-1], *more)
+        _, stored, settings, _ = checkpoint.read_set(path)
         self._refuse_other_settings(settings)
-        weights, best, moments, *average = (
-            WeightsFile(os.path.join(path, name), data) for name, data in contents.items()
-        )
+        average = [checkpoint.AVERAGE] if self.settings.average_weights else []
+        contents = checkpoint.read_set(path, *checkpoint.FILES[:-1], *average, kept=True).files
+        files = {name: WeightsFile(os.path.join(path, name), data) for name, data in contents.items()}
         listing = trainer.state.listing_sha256
         # Older runs do not say what they kept, and what they were trained on.
         stored = {"listing_sha256": "", "kept": [], **stored}
@@ -109,14 +108,14 @@ class RunFolder:
                 f"iterations is {self.settings.iterations}, but the run in {self.path} has done {done} "
                 f"already: ask for more, or choose another folder with {flag('output')}."
             )
-        self._restore_best(path, best)
+        self._restore_best(files)
         if average:
-            load_weights(trainer.learner, average[0])
+            load_weights(trainer.learner, files[checkpoint.AVERAGE])
             trainer.average = trainer.weights()
-        load_weights(trainer.learner, weights)
+        load_weights(trainer.learner, files[checkpoint.WEIGHTS])
         if done:
-            state = read_plain_data(moments.data, moments.path)
-            set_optimizer_state(trainer.optimizer, trainer.learner, state, moments.path)
+            moments, data = files[checkpoint.OPTIMIZER]
+            set_optimizer_state(trainer.optimizer, trainer.learner, read_plain_data(data, moments), moments)
         self.saved = (done, trainer.state.validated)
         before = stored.get("environment", {})
         others = [name for name in _DECIDES_BITS if before.get(name) != self.environment.get(name)]
@@ -126,7 +125,7 @@ class RunFolder:
         )
         return f"Continuing {self.path} after meta-iteration {done}.{rounding if others else ''}"
 
-    def _restore_best(self, path, best):
+    def _restore_best(self, files):
         """Take up the weights of the best validation, and of those that are kept."""
         trainer, state = self.trainer, self.trainer.state
 
@@ -134,15 +133,13 @@ class RunFolder:
             load_weights(trainer.tested, file)
             return trainer.kept_weights()
 
-        trainer.best = weights_in(best)
+        trainer.best = weights_in(files[checkpoint.BEST])
         if self.settings.keep_best == 1 or not state.validated:
             state.kept = []
         elif state.kept:
             state.kept = state.kept[: self.settings.keep_best]
             numbers = [one["iteration"] for one in state.kept]
-            files = [checkpoint.kept_weights(path)[number] for number in numbers]
-            found = checkpoint.read_set(path, *map(os.path.basename, files)).files.values()
-            trainer.kept = dict(zip(numbers, map(weights_in, map(WeightsFile, files, found))))
+            trainer.kept = {n: weights_in(files[checkpoint.KEPT.format(iteration=n)]) for n in numbers}
         else:  # the run has kept the best alone so far
             score, interval = state.best_accuracy, state.best_interval
             state.kept = [{"iteration": state.best_iteration, "score": score, "interval": interval}]

@@ -133,7 +133,7 @@ def _check_shape(path, name, array, tensor):
 
 
 def read_npz(path: str, data: bytes | None = None) -> dict[str, np.ndarray]:
-    """The arrays of a .npz by name, or of the bytes that were read of it; raises UserError if it is damaged
+    """The arrays of a .npz by name, in the file or in what was read of it; raises UserError if it is damaged
     or holds anything else. Nothing in it can run."""
     data = read_bytes(path) if data is None else data
     try:

@@ -137,7 +137,7 @@ def test_a_run_goes_on_where_its_folder_went_and_not_when_it_has_changed(painted
     again = ["--resume", "--output", run, "--iterations", "3"]
     fails(capfd, cli.main_train, again, "There is no folder", "mine")
     assert cli.main_train([*again, "--dataset", f"folder:{moved}"]) == 0
-    assert checkpoint.stored_settings(run).dataset == f"folder:{moved}"
+    assert checkpoint.read_newest(run).settings.dataset == f"folder:{moved}"
     (moved / "c00" / "0.png").unlink()
     again[-1] = "4"
     fails(capfd, cli.main_train, again, "are not those that the run", "put those back")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tiny_run import TINY
 
+from paddle_maml import files
 from paddle_maml.commands import cli
 from paddle_maml.engine import assembly, checkpoint, training
 from paddle_maml.engine.averaging import average
@@ -25,16 +26,18 @@ def tiny(folder, **changes):
     return settings_from_preset(**{**TINY, "output": str(folder), **changes})
 
 
-def best_weights(folder):
-    return os.path.join(checkpoint.read_best(folder).path, checkpoint.BEST)
-
-
 def end_of(folder):
     """All arrays of the newest checkpoint set, by file and name, and the plain values that are no times."""
     path = checkpoint.newest_checkpoint(str(folder))
     files = {name: read_file(os.path.join(path, name)) for name in os.listdir(path)}
     states = files.pop(checkpoint.STATES)
     return files, {name: states[name] for name in ("kept", "best_iteration", "iteration")}
+
+
+def kept_files(folder):
+    """The paths of the weights that a run kept, the best first."""
+    found = checkpoint.read_best(str(folder), kept=True)
+    return [os.path.join(found.path, name) for name in found.files]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -71,9 +74,11 @@ def test_a_run_keeps_its_best_validations(whole):
     best = files[f"kept-{kept[0]['iteration']}.pdparams"]
     for name, array in files[checkpoint.BEST].items():
         np.testing.assert_array_equal(best[name], array)
-    paths = checkpoint.kept_weights(str(folder))
-    assert list(paths) == [entry["iteration"] for entry in kept]
-    assert find_weights(list(paths.values())[2])[1].trained_on == ["synthetic"]
+    paths = kept_files(folder)
+    assert [os.path.basename(path) for path in paths] == [
+        f"kept-{entry['iteration']}.pdparams" for entry in kept
+    ]
+    assert find_weights(paths[2])[1].trained_on == ["synthetic"]
 
 
 def _validations(folder):
@@ -115,20 +120,12 @@ def test_a_run_that_was_stopped_ends_with_the_same(whole, tmp_path, monkeypatch,
 
 
 def test_kept_weights_are_written_once(tmp_path, monkeypatch):
-    """What a set has kept is in the next one under another name, and the same file."""
-    places, write = {}, checkpoint.write_checkpoint
-
-    def note(*arguments):
-        path = write(*arguments)
-        for name in os.listdir(path):
-            if name.startswith("kept-"):
-                places.setdefault(name, set()).add(os.stat(os.path.join(path, name)).st_ino)
-        return path
-
-    monkeypatch.setattr(checkpoint, "write_checkpoint", note)
+    saved, write = [], files.write_together
+    monkeypatch.setattr(files, "write_together", lambda to, new: (saved.extend(new), write(to, new)))
     training.train(tiny(tmp_path, checkpoint_every=1, val_every=4, keep_best=3))
-    assert sorted(places) == ["kept-12.pdparams", "kept-4.pdparams", "kept-8.pdparams"]
-    assert all(len(files) == 1 for files in places.values()), places
+    kept = [name for name in saved if "kept-" in name]
+    assert sorted(kept) == ["kept-12.pdparams", "kept-4.pdparams", "kept-8.pdparams"]
+    assert len(saved) == 3 + 13 * 4  # the sets after 0 .. 12
 
 
 def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
@@ -137,15 +134,15 @@ def test_a_file_system_without_links_gets_copies(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", refuse)
     training.train(tiny(tmp_path, iterations=6, val_every=2, keep_best=2))
-    assert len(checkpoint.kept_weights(str(tmp_path))) == 2
+    assert len(kept_files(tmp_path)) == 2
 
 
 def test_a_run_may_begin_to_keep_when_it_is_resumed(tmp_path):
     training.train(tiny(tmp_path, iterations=4, val_every=2))
     with pytest.raises(UserError, match="kept the best validation alone: train with --keep-best 5"):
-        checkpoint.kept_weights(str(tmp_path))
+        kept_files(tmp_path)
     training.train(tiny(tmp_path, iterations=6, val_every=2, keep_best=2, resume=True))
-    assert len(checkpoint.kept_weights(str(tmp_path))) == 2
+    assert len(kept_files(tmp_path)) == 2
 
 
 # ---- the moving average ----
@@ -234,7 +231,7 @@ def test_eval_takes_the_kept_weights_together(whole, tmp_path, capfd):
     ]
     # The same members by their files; the order does not matter to a mean.
     again = tmp_path / "again.json"
-    paths = list(checkpoint.kept_weights(str(folder)).values())[::-1]
+    paths = kept_files(folder)[::-1]
     assert cli.main_eval(["--weights", *paths, "--json", str(again), *more]) == 0
     same = json.loads(again.read_text())["evaluation"]
     assert same["loss"] == pytest.approx(result["evaluation"]["loss"], rel=1e-5)
@@ -266,7 +263,7 @@ def test_ensembles_that_cannot_be(whole, tmp_path, capfd):
         (["--weights", str(tmp_path / "other"), "--ensemble"], "kept the best validation alone"),
         (["--pretrained", "5way-1shot", "--ensemble"], "--pretrained is for one network, and no ensemble"),
         (["--weights", folder, folder, "--analyse", str(tmp_path / "a")], "--analyse is for one network"),
-        (["--weights", list(checkpoint.kept_weights(folder).values())[0], "--ensemble"], "is for the folder"),
+        (["--weights", kept_files(folder)[0], "--ensemble"], "is for the folder"),
     ):
         assert cli.main_eval(arguments) == 2
         errors = capfd.readouterr().err.splitlines()
@@ -280,8 +277,8 @@ def test_the_mean_of_runs_with_one_start(whole, tmp_path, capfd):
     runs, target = [str(tmp_path / "1"), str(tmp_path / "2")], str(tmp_path / "mean")
     assert cli.main(["results", "average", *runs, target]) == 0
     assert sorted(os.listdir(target)) == [checkpoint.BEST, checkpoint.STATES]
-    members = [read_file(best_weights(run)) for run in runs]
-    mean = read_file(best_weights(target))
+    members = [read_file(find_weights(run)[0].path) for run in runs]
+    mean = read_file(find_weights(target)[0].path)
     for name, array in mean.items():
         np.testing.assert_allclose(array, (members[0][name] + members[1][name]) / 2, atol=1e-7)
         assert array.dtype == members[0][name].dtype
@@ -301,7 +298,7 @@ def test_the_mean_of_runs_with_one_start(whole, tmp_path, capfd):
 
 def test_the_mean_of_what_one_run_kept(whole, tmp_path):
     average([str(whole[0])], str(tmp_path / "mean"))
-    members = [read_file(path) for path in checkpoint.kept_weights(str(whole[0])).values()]
-    mean = read_file(best_weights(str(tmp_path / "mean")))
+    members = [read_file(path) for path in kept_files(whole[0])]
+    mean = read_file(find_weights(str(tmp_path / "mean"))[0].path)
     expected = np.mean([member["linear.bias"] for member in members], axis=0)
     np.testing.assert_allclose(mean["linear.bias"], expected, atol=1e-7)

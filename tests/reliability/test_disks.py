@@ -10,7 +10,7 @@ import sys
 
 import pytest
 from tiny_run import ROOT, TINY, assert_same_end, options
-from trials import assert_one_sentence, assert_refused, count, listing, some, train
+from trials import EVERYTHING, assert_one_sentence, assert_refused, count, listing, some, train
 
 from paddle_maml.commands import cli
 from paddle_maml.engine import checkpoint
@@ -21,7 +21,12 @@ needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="L
 
 def go_on(folder):
     """Continue the run, or begin it where it left nothing to continue."""
-    return train(folder, *["--resume"] * bool(checkpoint.newest_checkpoint(str(folder))))
+    return begin(folder, *["--resume"] * bool(checkpoint.newest_checkpoint(str(folder))))
+
+
+def begin(folder, *flags):
+    """With few checkpoints: each has all kinds of writes."""
+    return train(folder, *flags, checkpoint_every=6)
 
 
 def test_a_disk_that_is_full_when_something_is_to_be_on_it(
@@ -34,7 +39,7 @@ def test_a_disk_that_is_full_when_something_is_to_be_on_it(
             patch.setattr(os, "fsync", os.fsync)  # so that it is put back
             fill_the_disk(number)
             capfd.readouterr()
-            status = train(folder)
+            status = begin(folder)
             captured = capfd.readouterr()
         if status == 0:
             break
@@ -67,7 +72,7 @@ def test_a_small_disk(whole, tmp_path, capfd):
             resize(size)
             folder = tmp_path / "disk" / "run"
             capfd.readouterr()
-            status = train(folder)
+            status = begin(folder)
             captured = capfd.readouterr()
             if status == 0:
                 break
@@ -92,7 +97,10 @@ def test_a_limit_on_the_size_of_files(whole, tmp_path):
             "import sys; from paddle_maml.commands.cli import main_train; sys.exit(main_train())"
         )
         done = subprocess.run(
-            [sys.executable, "-c", code, *options(output=folder)], capture_output=True, text=True, cwd=ROOT
+            [sys.executable, "-c", code, *options(output=folder, **EVERYTHING)],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
         )
         assert_one_sentence(done.returncode, done.stdout, done.stderr)
         assert "raise the limit" in done.stderr

@@ -14,6 +14,8 @@ from paddle_maml.commands import cli
 # RELIABILITY=full in the environment: all trials, as docs/reliability.md tells of; else a sample, as in CI.
 FULL = os.environ.get("RELIABILITY") == "full"
 FIGURES = Counter()
+# Settings of a run whose checkpoints have every file that there is.
+EVERYTHING = {"keep_best": 2, "average_weights": 0.9}
 
 
 def some(full: int, few: int) -> int:
@@ -44,7 +46,7 @@ def assert_refused(capfd, command: Callable[[list], int], arguments: list[str]) 
 
 def train(folder: str | Path, *flags: str, **changes: object) -> int:
     """A tiny run in this process; returns its exit status."""
-    return cli.main_train([*options(output=folder, **changes), *flags])
+    return cli.main_train([*options(output=folder, **{**EVERYTHING, **changes}), *flags])
 
 
 def listing(folder: str | Path) -> dict[str, bytes | None]:
