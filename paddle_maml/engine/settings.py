@@ -214,7 +214,7 @@ class Settings:
         1,
         100000,
     )
-    lstm_hidden: int = _number(256, "of lstm: the units of its state", "units", 1, 65536)
+    lstm_hidden: int = _number(150, "of lstm: the units of its state", "units", 1, 65536)
     network: str = _setting(
         "conv4",
         "conv4: four convolutional blocks; mlp: a perceptron on flat images, or on numbers; MODULE:FUNCTION: "

@@ -44,7 +44,7 @@ class LSTMLearner(EmbeddingLearner):
         net: the network of the embedding, such as `Conv4`.
         n_way: classes of a task.
         features: numbers of an embedding.
-        hidden: units of the LSTM.
+        hidden: units of the LSTM, at best many times 2 n_way.
         chunk, optimizer: as of `Learner`; chunk counts for the embeddings.
 
     Raises:
@@ -58,7 +58,7 @@ class LSTMLearner(EmbeddingLearner):
         net: nn.Layer,
         n_way: int,
         features: int,
-        hidden: int = 256,
+        hidden: int = 150,
         chunk: int | None = None,
         optimizer=None,
     ):
