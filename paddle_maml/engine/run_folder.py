@@ -16,8 +16,8 @@ import numpy as np
 
 from ..errors import UserError
 from ..files import lock_folder, write_whole
-from ..report.log import METRICS, Metrics, Progress, Silence, read_metrics
-from ..report.pictures import draw_curve, png
+from ..report.log import METRICS, VISUALDL, Metrics, Progress, Silence, read_metrics
+from ..report.pictures import draw_curve, draw_episode, png, stacked
 from ..report.tables import CURVE, REPORT, evaluation_table, score_key, score_text, write_json
 from . import checkpoint
 from .plain_data import read_plain_data
@@ -28,6 +28,7 @@ from .weights import WeightsFile, load_weights, optimizer_state, set_optimizer_s
 
 # Of the environment: what decides the last bits of a result.
 _DECIDES_BITS = ("paddle", "processor", "device", "native_kernel")
+EPISODES_SHOWN = 4  # on a page of VisualDL
 
 
 class NotFinite(Exception):
@@ -158,9 +159,23 @@ class RunFolder:
             self.save()  # before there is a log: the log of a run is never without a checkpoint
         if self.ranks.leads:
             self.metrics = Metrics(self.path, state.logged, self.settings.visualdl)
+            if self.settings.visualdl:
+                scores = self._without_accuracy(["loss", "val_loss", "accuracy", "val_accuracy"])
+                self.metrics.describe(self.settings.as_dict(), scores, self._episode_pages())
             self.progress = Progress(self.settings.iterations, state.iteration)
         if begins_with:
             self.progress.note(begins_with)
+
+    def _episode_pages(self):
+        """The first episodes of training and validation as pictures, where they are of images."""
+        pages = {}
+        for name in ("training", "validation"):
+            builder = self.trainer.episodes if name == "training" else self.trainer.val_episodes
+            first = [builder[index] for index in range(EPISODES_SHOWN)]
+            # Of sinusoids there are no images, and of learners that train without episodes none for training.
+            if len(first[0]) == 4 and first[0][0].ndim == 4:
+                pages[f"episodes/{name}"] = np.asarray(stacked([draw_episode(*one) for one in first]))
+        return pages
 
     def log(self, **validation: float) -> None:
         """Add a row to metrics.csv, unless the meta-iteration has one."""
@@ -168,10 +183,13 @@ class RunFolder:
         if state.logged < state.iteration:
             row = {"iteration": state.iteration, "meta_lr": state.meta_lr, "seconds": state.seconds}
             row.update(state.means(self.settings.meta_batch), **validation)
-            if not self.trainer.learner.objective.higher_is_better:  # an error, which is no accuracy
-                row = {name: value for name, value in row.items() if "accuracy" not in name}
-            self.metrics.add(**row)
+            self.metrics.add(**{name: row[name] for name in self._without_accuracy(row)})
         state.start_row()
+
+    def _without_accuracy(self, columns):
+        """The columns that the log has: the score of a regression is an error, which is no accuracy."""
+        higher = self.trainer.learner.objective.higher_is_better
+        return [name for name in columns if higher or "accuracy" not in name]
 
     def save(self) -> None:
         """Write a checkpoint set, unless the newest one has this state already or another rank does it."""
@@ -277,8 +295,11 @@ class RunFolder:
             if self.saved:
                 checkpoint.remove_all(self.path)
                 # There was none before: `refuse_other_run`.
+                for name in (METRICS, VISUALDL):
+                    with contextlib.suppress(OSError):
+                        os.remove(os.path.join(self.path, name))
                 with contextlib.suppress(OSError):
-                    os.remove(os.path.join(self.path, METRICS))
+                    os.rmdir(os.path.join(self.path, os.path.dirname(VISUALDL)))
             if made:
                 os.rmdir(self.path)
 

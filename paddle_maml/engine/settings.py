@@ -354,7 +354,11 @@ class Settings:
     output: str = _setting(None, "run folder; default: runs/ and the preset's name", "path", may_change=True)
     checkpoint_every: int = _number(100, "distance between checkpoints", *_ITERATIONS, may_change=True)
     log_every: int = _number(10, "distance between rows of metrics.csv", *_ITERATIONS)
-    visualdl: bool = _setting(False, "also write metrics for VisualDL", may_change=True)
+    visualdl: bool = _setting(
+        False,
+        "also write metrics, settings and pictures of episodes for VisualDL, to visualdl/ in the run folder",
+        may_change=True,
+    )
     resume: bool = _setting(False, "continue the run in the output folder", may_change=True)
 
     def check(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import os
@@ -12,10 +13,14 @@ import time
 from types import ModuleType
 from typing import TextIO
 
+import numpy as np
+
 from ..errors import UserError
 from ..files import discard, write_whole
 
 METRICS = "metrics.csv"
+# VisualDL's log in the run folder; it knows its files by the name.
+VISUALDL = os.path.join("visualdl", "vdlrecords.log")
 COLUMNS = (
     "iteration",
     "loss",
@@ -110,7 +115,7 @@ class Silence:
     def _nothing(self, *args, **kwargs):
         pass
 
-    update = note = add = close = _nothing
+    update = note = add = describe = close = _nothing
 
 
 def _clock(seconds):
@@ -126,18 +131,38 @@ class Metrics:
         run_folder: an existing folder.
         iteration: the meta-iteration the run continues from; later rows, of a run that was killed, are
             removed.
-        visualdl: also write RUN/visualdl; UserError if the package is missing.
+        visualdl: also write RUN/visualdl, anew with the rows that are there: VisualDL shows one file of a
+            folder, and can take nothing back. UserError if the package is missing.
     """
 
     def __init__(self, run_folder: str, iteration: int = 0, visualdl: bool = False):
-        self._writer = (
-            require_visualdl().LogWriter(os.path.join(run_folder, "visualdl")) if visualdl else None
-        )
         path = os.path.join(run_folder, METRICS)
         rows = [row for row in read_metrics(path) if int(row["iteration"]) <= iteration]
+        self._writer = _visualdl_writer(run_folder) if visualdl else None
         write_whole(path, metrics_file(rows))
         self._file = open(path, "a", newline="", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._csv = csv.DictWriter(self._file, COLUMNS)
+        for row in rows:
+            self._add_to_visualdl(row)
+
+    def describe(self, settings: dict, scores: list[str], pictures: dict[str, np.ndarray]) -> None:
+        """Tell VisualDL, where it is wanted, what the run is.
+
+        Args:
+            settings: plain values by name: the hyper-parameters, which VisualDL sets against the scores.
+            scores: columns.
+            pictures: uint8 (H, W, 3) by name.
+        """
+        if self._writer:
+            # Of bool and None its records know nothing.
+            values = {
+                name: int(value) if isinstance(value, bool) else value
+                for name, value in settings.items()
+                if value is not None
+            }
+            self._writer.add_hparams(values, scores)
+            for name, picture in pictures.items():
+                self._writer.add_image(name, picture, 0)
 
     def add(self, **values: float) -> None:
         """Add a row: values by column name; columns left out stay empty. It is on the disk when this
@@ -149,15 +174,26 @@ class Metrics:
         self._file.flush()
         # Before the next checkpoint: a resumed run must not lack rows.
         os.fsync(self._file.fileno())
+        self._add_to_visualdl(shown)
+
+    def _add_to_visualdl(self, row):
+        """The numbers of metrics.csv, so that a resumed run writes what it wrote before."""
         if self._writer:
-            for name, value in values.items():
-                if name != "iteration":
-                    self._writer.add_scalar(name, value, values["iteration"])
+            for name, value in row.items():
+                if name != "iteration" and value != "":
+                    self._writer.add_scalar(name, float(value), int(row["iteration"]))
 
     def close(self) -> None:
         self._file.close()
         if self._writer:
             self._writer.close()
+
+
+def _visualdl_writer(run_folder):
+    path = os.path.join(run_folder, VISUALDL)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(path)
+    return require_visualdl().LogWriter(os.path.dirname(path), file_name=os.path.basename(path))
 
 
 def metrics_file(rows: list[dict]) -> bytes:
@@ -196,5 +232,9 @@ def require_visualdl() -> ModuleType:
     try:
         import visualdl  # here, because few have it
     except ImportError as error:
-        raise UserError("visualdl is wanted but not installed: pip install visualdl.") from error
+        # Its pandas would take NumPy 2 along.
+        raise UserError(
+            "visualdl is wanted but not installed: pip install visualdl, with PaddlePaddle 2.6 pip install "
+            "visualdl 'numpy<2'."
+        ) from error
     return visualdl

@@ -14,6 +14,7 @@ COLOURS = (
     *((200, 40, 40), (20, 150, 160), (150, 110, 20), (230, 150, 190)),
 )
 GREY, BLACK = (222, 222, 222), (40, 40, 40)
+RIGHT, WRONG = COLOURS[2], COLOURS[5]  # frames of answers
 
 PANEL_WIDTH, PANEL_HEIGHT = 300, 220  # in pixels
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 16, 30, 36  # a panel's margins
@@ -188,6 +189,54 @@ def draw_sheet(lines: list[tuple[str, list[tuple[np.ndarray, str]]]], zoom: int 
             sheet.paste(picture, (8 + column * (side + 8), top + 18))
             draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
     return sheet
+
+
+def draw_episode(
+    x_spt: np.ndarray,
+    y_spt: np.ndarray,
+    x_qry: np.ndarray,
+    y_qry: np.ndarray,
+    predicted: np.ndarray | None = None,
+    queries: int = 10,
+    zoom: int = 2,
+) -> Image.Image:
+    """An episode as an image: a row for each class, its support images, then its query images.
+
+    Args:
+        x_spt, y_spt, x_qry, y_qry: an item of `EpisodeBuilder`: (N, C, H, W) in [-1, 1] and labels (N,).
+        predicted: labels that were predicted for the query images, (N,): those that are right get a green
+            frame, the others a red one.
+        queries: query images of a class that are shown at most.
+        zoom: screen pixels for a pixel.
+    """
+    shots = [np.flatnonzero(y_spt == label) for label in range(y_spt.max() + 1)]
+    asked = [np.flatnonzero(y_qry == label)[:queries] for label in range(len(shots))]
+    height, width = x_spt.shape[2] * zoom + 8, x_spt.shape[3] * zoom + 8
+    middle = 8 + width * max(map(len, shots)) + 16
+    page = Image.new("RGB", (middle + width * max(map(len, asked)), 20 + height * len(shots)), "white")
+    draw = ImageDraw.Draw(page)
+    draw.text((8, 4), "support", BLACK)
+    draw.text((middle, 4), "query", BLACK)
+    draw.line([(middle - 12, 4), (middle - 12, page.height - 8)], GREY)
+    for row in range(len(shots)):
+        top = 20 + row * height
+        for left, x, numbers in ((8, x_spt, shots[row]), (middle, x_qry, asked[row])):
+            for column, number in enumerate(numbers):
+                place = (left + column * width, top)
+                page.paste(_picture(x[number], zoom), place)
+                if x is x_qry and predicted is not None:
+                    frame = RIGHT if predicted[number] == row else WRONG
+                    end = (place[0] + width - 7, top + height - 7)
+                    draw.rectangle([(place[0] - 2, top - 2), end], outline=frame, width=2)
+    return page
+
+
+def _picture(image, zoom):
+    """A network input (C, H, W) in [-1, 1] as a Pillow image, in colour if it has three channels."""
+    pixels = np.clip(np.round((image + 1) * 127.5), 0, 255).astype(np.uint8)
+    pixels = pixels.transpose(1, 2, 0) if len(pixels) == 3 else pixels.mean(axis=0).astype(np.uint8)
+    picture = Image.fromarray(pixels).convert("RGB")
+    return picture.resize((zoom * picture.width, zoom * picture.height), Image.NEAREST)
 
 
 def draw_matrix(matrix: np.ndarray, names: list[str], titles: tuple[str, str], cell: int = 11) -> Image.Image:

@@ -73,3 +73,23 @@ def test_names_of_points_that_lie_together_do_not_cover_each_other():
         beside = np.asarray(image.convert("L"))[y - 20 : y + 30, x + 8 : x + 26]
         rows.append(int((beside < 150).any(axis=1).sum()))
     assert rows[1] >= rows[0] + 5 > 5
+
+
+def test_an_episode_has_a_row_for_each_class_and_frames_around_answers():
+    # Two classes, not in order, with 1 and 2 support images, 3 query images each; colours tell them apart.
+    def image(*colour):
+        return np.broadcast_to(np.array(colour, np.float32)[:, None, None] / 127.5 - 1, (3, 4, 4))
+
+    red, blue, violet = (200, 0, 0), (0, 0, 200), (200, 0, 200)
+    x_spt, y_spt = np.stack([image(*blue), image(*red), image(*blue)]), np.array([1, 0, 1])
+    x_qry, y_qry = np.stack([image(*violet)] * 6), np.array([0, 0, 0, 1, 1, 1])
+    page = pictures.draw_episode(x_spt, y_spt, x_qry, y_qry, np.array([0, 1, 0, 1, 1, 1]), queries=2, zoom=3)
+    size = 3 * 4
+    assert len(pixels(page, red)) == size**2 and len(pixels(page, blue)) == 2 * size**2
+    assert len(pixels(page, violet)) == 4 * size**2  # two of a class
+    assert pixels(page, red)[:, 1].max() < pixels(page, blue)[:, 1].min()
+    assert pixels(page, blue)[:, 0].max() < pixels(page, violet)[:, 0].min()
+    frame = (size + 4) ** 2 - size**2
+    assert [len(pixels(page, colour)) for colour in (pictures.RIGHT, pictures.WRONG)] == [3 * frame, frame]
+    plain = pictures.draw_episode(x_spt.mean(axis=1, keepdims=True), y_spt, x_qry[:, :1], y_qry)
+    assert not len(pixels(plain, pictures.RIGHT)) and len(pixels(plain, (200, 200, 200))) == 6 * 8**2
