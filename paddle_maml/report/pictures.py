@@ -181,13 +181,13 @@ def draw_sheet(lines: list[tuple[str, list[tuple[np.ndarray, str]]]], zoom: int 
     draw = ImageDraw.Draw(sheet)
     for number, (caption, cells) in enumerate(lines):
         top = number * height
-        draw.text((8, top + 4), caption, BLACK)
+        draw.text((8, top + 4), _drawable(caption), BLACK)
         for column, (image, text) in enumerate(cells):
             picture = Image.fromarray(image).resize(
                 (zoom * image.shape[1], zoom * image.shape[0]), Image.NEAREST
             )
             sheet.paste(picture, (8 + column * (side + 8), top + 18))
-            draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
+            draw.text((8 + column * (side + 8), top + 18 + side), _drawable(text), BLACK)
     return sheet
 
 
@@ -258,7 +258,7 @@ def draw_matrix(matrix: np.ndarray, names: list[str], titles: tuple[str, str], c
         draw.line([(margin, place), (margin + size, place)], GREY)
         draw.line([(place, margin), (place, margin + size)], GREY)
     columns = Image.new("RGB", (margin, size), "white")  # turned when all names are there
-    for number, name in enumerate(names):
+    for number, name in enumerate(map(_drawable, names)):
         draw.text((margin - 6 - 6 * len(name), margin + cell * number), name, BLACK)
         ImageDraw.Draw(columns).text((6, cell * number), name, BLACK)
     image.paste(columns.transpose(Image.ROTATE_90), (margin, 0))
@@ -348,3 +348,8 @@ def _step(most):
 def _centred(draw, place, text):
     # Pillow 9.1 cannot measure text in its own font; a character is about 6 pixels wide.
     draw.text((place[0] - 3 * len(text), place[1]), text, BLACK)
+
+
+def _drawable(text):
+    # Pillow's own font has Latin letters alone; before 10.1 others, as of a user's folders, are an error.
+    return text.encode("latin-1", "replace").decode("latin-1")

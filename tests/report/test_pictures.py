@@ -93,3 +93,11 @@ def test_an_episode_has_a_row_for_each_class_and_frames_around_answers():
     assert [len(pixels(page, colour)) for colour in (pictures.RIGHT, pictures.WRONG)] == [3 * frame, frame]
     plain = pictures.draw_episode(x_spt.mean(axis=1, keepdims=True), y_spt, x_qry[:, :1], y_qry)
     assert not len(pixels(plain, pictures.RIGHT)) and len(pixels(plain, (200, 200, 200))) == 6 * 8**2
+
+
+def test_names_that_the_font_has_no_letters_for_are_drawn_as_question_marks():
+    cell = np.zeros((4, 4), np.uint8)
+    sheets = [pictures.draw_sheet([(name + " é", [(cell, name)])]) for name in ("\u5c71", "?")]
+    np.testing.assert_array_equal(*map(np.asarray, sheets))
+    matrices = [pictures.draw_matrix(np.eye(1), [name], ("row", "column")) for name in ("\u5c71", "?")]
+    np.testing.assert_array_equal(*map(np.asarray, matrices))
