@@ -291,7 +291,9 @@ def small(path):
 
 # 图片里只能写拉丁字母，所以中文的名字用编号代替。
 names = {label: label if label.isascii() else f"class {number}" for number, label in enumerate(task.classes)}
-print(*(f"{names[label]}：{label}" for label in names if names[label] != label), sep="\n")
+for label, name in names.items():
+    if name != label:
+        print(f"{name}：{label}")
 lines = [
     ("support", [(small(one.name), names[one.label]) for one in images_of(characters / "support")]),
     ("query: answers", [(small(at), names[label]) for at, label in zip(prediction.names, prediction.labels)]),

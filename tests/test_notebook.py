@@ -167,6 +167,18 @@ PLAIN = """
         exec(compile(source, f"cell {number}", "exec"), names)
         if 'run("train.py"' in source:
             exec(compile(source, f"cell {number} again", "exec"), names)  # goes on from where it was
+
+    long, interrupted = names["OUTPUT"] / "long", []
+
+
+    def interrupt():
+        if (long / "metrics.csv").exists() and not interrupted:
+            interrupted.append(True)
+            raise KeyboardInterrupt
+
+
+    options = [*names["TRAIN"], "--iterations", "100000", "--output", str(long)]
+    names["run"]("train.py", options, interrupt)
 """
 
 
@@ -188,6 +200,7 @@ def test_it_runs_on_ai_studio_without_jupyter(tmp_path):
     assert "没有可用的 Omniglot" in printed and f"There is no Omniglot in {empty}" in printed
     assert printed.count(f"图片：{output / 'curve.png'}") >= 3  # while it trains, at the end, and once more
     assert "Continuing" in printed
+    assert "Stopped after meta-iteration" in printed and not (output / "long" / "report.json").exists()
     pictures = {path.name for path in output.glob("*.png")}
     assert pictures == {"episode-0.png", "episode-1.png", "curve.png", "answers.png", "my-characters.png"}
     assert {path.name for path in home.iterdir()} == {"a.ipynb", "work"}
