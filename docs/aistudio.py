@@ -77,6 +77,7 @@ print(f"项目文件夹：{ROOT}")
 # `/home/aistudio/work` 里的文件会保留，所以结果放在 `work` 里。
 
 # %%
+import ctypes
 import json
 import os
 import shlex
@@ -119,6 +120,11 @@ def show(picture, name, instead=False):
         print(f"图片：{OUTPUT / name}")
 
 
+def ends_with_me():
+    """重启内核时，训练也结束，不会在后台一直占着 CPU；之后从最近的检查点继续。"""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # 1：PR_SET_PDEATHSIG
+
+
 def run(script, options, meanwhile=lambda: None):
     """运行 train.py 或 eval.py，其间每两秒调用一次 meanwhile；最后显示它的输出。"""
     log = OUTPUT / f"{script}.log"
@@ -133,6 +139,7 @@ def run(script, options, meanwhile=lambda: None):
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONIOENCODING": "utf-8"},
             start_new_session=True,
+            preexec_fn=ends_with_me if sys.platform == "linux" else None,
         )
         try:
             while process.poll() is None:

@@ -4,14 +4,19 @@ alone, and all of it runs, with Jupyter and without."""
 import importlib.util
 import json
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 from tiny_run import ROOT
 
+from paddle_maml.engine.checkpoint import newest_checkpoint
+from paddle_maml.errors import UserError
+from paddle_maml.files import lock_folder
 from paddle_maml.report.log import METRICS, read_metrics
 
 DOCS = Path(ROOT, "docs")
@@ -34,7 +39,7 @@ def the_cell(text):
     return cell
 
 
-def run(arguments, cwd, **environment):
+def run(arguments, cwd, status=0, **environment):
     variables = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8", **environment}
     result = subprocess.run(
         [sys.executable, *arguments],
@@ -44,7 +49,7 @@ def run(arguments, cwd, **environment):
         timeout=300,
         encoding="utf-8",
     )
-    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.returncode == status, result.stdout + result.stderr
     return result.stdout
 
 
@@ -167,18 +172,6 @@ PLAIN = """
         exec(compile(source, f"cell {number}", "exec"), names)
         if 'run("train.py"' in source:
             exec(compile(source, f"cell {number} again", "exec"), names)  # goes on from where it was
-
-    long, interrupted = names["OUTPUT"] / "long", []
-
-
-    def interrupt():
-        if (long / "metrics.csv").exists() and not interrupted:
-            interrupted.append(True)
-            raise KeyboardInterrupt
-
-
-    options = [*names["TRAIN"], "--iterations", "100000", "--output", str(long)]
-    names["run"]("train.py", options, interrupt)
 """
 
 
@@ -200,10 +193,51 @@ def test_it_runs_on_ai_studio_without_jupyter(tmp_path):
     assert "没有可用的 Omniglot" in printed and f"There is no Omniglot in {empty}" in printed
     assert printed.count(f"图片：{output / 'curve.png'}") >= 3  # while it trains, at the end, and once more
     assert "Continuing" in printed
-    assert "Stopped after meta-iteration" in printed and not (output / "long" / "report.json").exists()
     pictures = {path.name for path in output.glob("*.png")}
     assert pictures == {"episode-0.png", "episode-1.png", "curve.png", "answers.png", "my-characters.png"}
     assert {path.name for path in home.iterdir()} == {"a.ipynb", "work"}
+
+
+BROKEN_OFF = """
+    done = []
+
+
+    def meanwhile():
+        if (OUTPUT / "run" / "metrics.csv").exists() and not done:
+            done.append(True)
+            HOW
+
+
+    run("train.py", [*TRAIN, "--iterations", "100000", "--output", str(OUTPUT / "run")], meanwhile)
+"""
+
+
+def break_off(folder, how, status):
+    """Run the cells up to the training, which is broken off once it has a row in its log."""
+    cells = [cell for cell in small(NOTEBOOK, OUTPUT=str(folder))["cells"] if cell["cell_type"] == "code"]
+    program = "\n".join([*map(source, cells[:3]), textwrap.dedent(BROKEN_OFF).replace("HOW", how)])
+    run(["-c", program], DOCS, status)
+    assert newest_checkpoint(str(folder / "run")) and not (folder / "run" / "report.json").exists()
+
+
+@pytest.mark.slow
+def test_training_saves_when_the_cell_is_interrupted(tmp_path):
+    break_off(tmp_path, "raise KeyboardInterrupt", 0)
+    assert "Stopped after meta-iteration" in (tmp_path / "train.py.log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the training goes on")
+def test_training_ends_with_the_kernel(tmp_path):
+    break_off(tmp_path, "os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)
+    end = time.monotonic() + 20
+    while True:
+        try:
+            with lock_folder(str(tmp_path / "run")):
+                return
+        except UserError:
+            assert time.monotonic() < end, "it goes on"
+            time.sleep(0.2)
 
 
 JUPYTER = """
