@@ -94,7 +94,7 @@ from paddle_maml.engine.assembly import load_images
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.inference.images import images_of
 from paddle_maml.report.log import read_metrics
-from paddle_maml.report.pictures import draw_curve, draw_episode, draw_sheet, png
+from paddle_maml.report.pictures import draw_curve, draw_episode_table, draw_sheet, png
 
 try:
     import IPython
@@ -198,7 +198,7 @@ episodes = EpisodeBuilder(parts["test"], n_way=5, k_shot=1, k_query=10, seed=0)
 for number in range(2):
     x_spt, y_spt, x_qry, y_qry = episodes[number]
     print(f"任务 {number}：支持集 {x_spt.shape}，查询集 {x_qry.shape}")
-    show(draw_episode(x_spt, y_spt, x_qry, y_qry), f"episode-{number}.png")
+    show(draw_episode_table(x_spt, y_spt, x_qry, y_qry), f"episode-{number}.png")
 
 # %% [markdown]
 # ## 4 训练
@@ -252,7 +252,7 @@ x_spt, y_spt, x_qry, y_qry = episodes[0]
 prediction = classifier.adapt(x_spt, y_spt).predict(x_qry)
 predicted = np.array(prediction.labels)
 print(f"{len(y_qry)} 张里答对 {(predicted == y_qry).sum()} 张。")
-show(draw_episode(x_spt, y_spt, x_qry, y_qry, predicted), "answers.png")
+show(draw_episode_table(x_spt, y_spt, x_qry, y_qry, predicted), "answers.png")
 
 # %% [markdown]
 # ## 6 认自己写的字

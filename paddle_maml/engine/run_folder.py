@@ -17,7 +17,7 @@ import numpy as np
 from ..errors import UserError
 from ..files import lock_folder, write_whole
 from ..report.log import METRICS, VISUALDL, Metrics, Progress, Silence, read_metrics
-from ..report.pictures import draw_curve, draw_episode, png, stacked
+from ..report.pictures import draw_curve, draw_episode_table, png, stacked
 from ..report.tables import CURVE, REPORT, evaluation_table, score_key, score_text, write_json
 from . import checkpoint
 from .plain_data import read_plain_data
@@ -174,7 +174,7 @@ class RunFolder:
             first = [builder[index] for index in range(EPISODES_SHOWN)]
             # Of sinusoids there are no images, and of learners that train without episodes none for training.
             if len(first[0]) == 4 and first[0][0].ndim == 4:
-                pages[f"episodes/{name}"] = np.asarray(stacked([draw_episode(*one) for one in first]))
+                pages[f"episodes/{name}"] = np.asarray(stacked([draw_episode_table(*one) for one in first]))
         return pages
 
     def log(self, **validation: float) -> None:

@@ -191,7 +191,7 @@ def draw_sheet(lines: list[tuple[str, list[tuple[np.ndarray, str]]]], zoom: int 
     return sheet
 
 
-def draw_episode(
+def draw_episode_table(
     x_spt: np.ndarray,
     y_spt: np.ndarray,
     x_qry: np.ndarray,

@@ -15,7 +15,7 @@ from paddle_maml.engine.run_folder import EPISODES_SHOWN
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.errors import UserError
 from paddle_maml.report.log import METRICS, VISUALDL, read_metrics
-from paddle_maml.report.pictures import draw_episode
+from paddle_maml.report.pictures import draw_episode_table
 
 visualdl = pytest.importorskip("visualdl")
 
@@ -67,7 +67,7 @@ def test_visualdl_has_metrics_hyper_parameters_and_episodes(tmp_path):
     assert set(metrics) == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
     parts, _ = training.load_training_images(settings, lambda line: None)
-    episode = draw_episode(*training.training_episodes(settings, parts["train"])[0])
+    episode = draw_episode_table(*training.training_episodes(settings, parts["train"])[0])
     page = picture(reader, "episodes/training")
     assert page.shape[0] == EPISODES_SHOWN * episode.height
     np.testing.assert_array_equal(page[: episode.height, : episode.width], np.asarray(episode))

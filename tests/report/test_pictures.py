@@ -83,7 +83,9 @@ def test_an_episode_has_a_row_for_each_class_and_frames_around_answers():
     red, blue, violet = (200, 0, 0), (0, 0, 200), (200, 0, 200)
     x_spt, y_spt = np.stack([image(*blue), image(*red), image(*blue)]), np.array([1, 0, 1])
     x_qry, y_qry = np.stack([image(*violet)] * 6), np.array([0, 0, 0, 1, 1, 1])
-    page = pictures.draw_episode(x_spt, y_spt, x_qry, y_qry, np.array([0, 1, 0, 1, 1, 1]), queries=2, zoom=3)
+    page = pictures.draw_episode_table(
+        x_spt, y_spt, x_qry, y_qry, np.array([0, 1, 0, 1, 1, 1]), queries=2, zoom=3
+    )
     size = 3 * 4
     assert len(pixels(page, red)) == size**2 and len(pixels(page, blue)) == 2 * size**2
     assert len(pixels(page, violet)) == 4 * size**2  # two of a class
@@ -91,7 +93,7 @@ def test_an_episode_has_a_row_for_each_class_and_frames_around_answers():
     assert pixels(page, blue)[:, 0].max() < pixels(page, violet)[:, 0].min()
     frame = (size + 4) ** 2 - size**2
     assert [len(pixels(page, colour)) for colour in (pictures.RIGHT, pictures.WRONG)] == [3 * frame, frame]
-    plain = pictures.draw_episode(x_spt.mean(axis=1, keepdims=True), y_spt, x_qry[:, :1], y_qry)
+    plain = pictures.draw_episode_table(x_spt.mean(axis=1, keepdims=True), y_spt, x_qry[:, :1], y_qry)
     assert not len(pixels(plain, pictures.RIGHT)) and len(pixels(plain, (200, 200, 200))) == 6 * 8**2
 
 
