@@ -302,6 +302,29 @@ def _pretrained(parser, arguments):
         print(evaluation_table(measure(*names)[SUPPORT_TEST]))
 
 
+def _episode(parser, arguments):
+    """Draw an episode of the test and the answers of weights to a PNG file."""
+    add = parser.add_argument
+    add("--pretrained", metavar="NAME", help="weights that come with the library, such as 5way-1shot")
+    add("--weights", metavar="PATH", help="instead: run folder, checkpoint folder, or .pdparams")
+    add("--number", type=int, default=0, help="of the episode (default 0)")
+    add("--output", metavar="PNG", required=True, help="the picture")
+    parser.add_settings(["dataset", "data_dir", "n_way", "k_shot", "test_k_query", "seed"], _EVAL_OPTIONS)
+    given = parser.parse(arguments)
+    pretrained, weights, number, output = (
+        given.pop(name) for name in ("pretrained", "weights", "number", "output")
+    )
+    if bool(pretrained) == bool(weights):
+        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if not 0 <= number < 2**31:
+        raise UserError(f"--number is {number}, but must be 0 to {2**31 - 1}.")
+    check_target(output, "--output")
+    import_paddle()
+    from .episode import run
+
+    run(pretrained, weights, number, output, given)
+
+
 def _interchange(parser, arguments):
     """Compare frameworks on the same episodes and weights: export, verify, convert, table."""
     from .interchange import run
@@ -314,5 +337,6 @@ VERBS = {
     "splits": _splits,
     "results": _results,
     "pretrained": _pretrained,
+    "episode": _episode,
     "interchange": _interchange,
 }
