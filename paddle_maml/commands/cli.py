@@ -302,6 +302,39 @@ def _pretrained(parser, arguments):
         print(evaluation_table(measure(*names)[SUPPORT_TEST]))
 
 
+def _draw(parser, arguments):
+    """Serve a page to draw characters on, which says what a new one is."""
+    group = parser.group("weights")
+    text = "weights that come with the library (default 5way-1shot)"
+    group.add_argument("--pretrained", metavar="NAME", help=text)
+    text = "instead: run folder, checkpoint folder or .pdparams"
+    group.add_argument("--weights", metavar="PATH", help=text)
+    group = parser.group("server")
+    text = "name or address to listen at; 0.0.0.0 is for every machine of the network (default 127.0.0.1)"
+    group.add_argument("--host", default="127.0.0.1", help=text)
+    text = "port to listen at; 0 takes any (default 7860)"
+    group.add_argument("--port", type=_port, default=7860, help=text)
+    for name in ("task", "learner", "training"):
+        parser.group(name)
+    parser.add_settings([name for name in _EVALUATED if name not in _OF_EPISODES], _EVAL_OPTIONS)
+    given = parser.parse(arguments)
+    asked = {name: given.pop(name) for name in ("pretrained", "weights", "host", "port")}
+    if asked["pretrained"] is not None and asked["weights"] is not None:
+        raise UserError("Give either --weights or --pretrained.")
+    if asked["pretrained"] is asked["weights"] is None:
+        asked["pretrained"] = "5way-1shot"
+    import_paddle()
+    from .draw import run
+
+    run(asked, given)
+
+
+def _port(text):
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 16):
+        raise UserError(f"--port is {text!r}, but must be a whole number from 0 to 65535.")
+    return int(text)
+
+
 def _interchange(parser, arguments):
     """Compare frameworks on the same episodes and weights: export, verify, convert, table."""
     from .interchange import run
@@ -314,5 +347,6 @@ VERBS = {
     "splits": _splits,
     "results": _results,
     "pretrained": _pretrained,
+    "draw": _draw,
     "interchange": _interchange,
 }
