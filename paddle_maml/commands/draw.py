@@ -9,18 +9,19 @@ from importlib import metadata
 from ..errors import UserError
 from .classify import chosen_classifier
 
-#: The release of Gradio whose page this is: older ones load parts of it from other hosts.
-OLDEST_GRADIO = 6
+#: The oldest release of Gradio that loads nothing from other hosts, and the first that is not known to work.
+GRADIO = (6, 18), (7, 0)
 
 
 def require_gradio() -> None:
     """UserError unless there is a Gradio that can show the page; it is not imported."""
-    what_to_do = f"pip install 'gradio>={OLDEST_GRADIO},<{OLDEST_GRADIO + 1}', for Python 3.10 or newer."
+    oldest, beyond = (".".join(map(str, release)) for release in GRADIO)
+    what_to_do = f"pip install 'gradio>={oldest},<{beyond}', for Python 3.10 or newer."
     try:
         found = metadata.version("gradio")
     except metadata.PackageNotFoundError:
         raise UserError(f"The page needs the package gradio, which is missing: {what_to_do}") from None
-    if int(found.partition(".")[0]) != OLDEST_GRADIO:
+    if not GRADIO[0] <= tuple(map(int, found.split(".")[:2])) < GRADIO[1]:
         raise UserError(f"The page cannot be shown by gradio {found}: {what_to_do}")
 
 

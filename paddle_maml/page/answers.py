@@ -16,8 +16,9 @@ from ..errors import UserError
 from ..inference.classifier import Classifier
 
 MOST_CHARACTERS = 5
-#: Pixels of a sketch's side, and of its lines: twice those of Omniglot's drawings, which become smooth so.
-SKETCH, LINE = 2 * SIDE, 6
+#: Pixels of a sketch's side and of its lines: twice those of Omniglot's drawings, so that edges are smooth.
+#: With lines half as thick a tenth of the answers to tests/page/characters.py, turned and moved, were wrong.
+SKETCH, LINE = 2 * SIDE, 11
 # What is no drawing: more ink than this fraction of the paper, or a spot smaller than this part of a side.
 _MOST_INK, _LEAST_SIZE = 1 / 3, 1 / 10
 # After how many inner steps the answer is shown at least; weights may be made for fewer.

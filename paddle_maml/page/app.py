@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import warnings
 
 import gradio
 import uvicorn
@@ -51,6 +52,7 @@ def application(classifier: Classifier) -> gradio.Blocks:
 
 def serve(page: gradio.Blocks, listener: socket.socket) -> None:
     """Serve the page at a socket that listens, until the process is interrupted."""
+    warnings.filterwarnings("ignore", module="gradio")  # of its packages' next releases
     app = gradio.mount_gradio_app(FastAPI(openapi_url=None), page, path="/", ssr_mode=False)
 
     async def with_policy(scope, receive, send):

@@ -20,10 +20,11 @@ STYLE = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
 def pads(places: int) -> str:
     """The places to draw in: one for an example of each character, and one for the new character."""
+    many = "two" if places == 2 else f"two to {('three', 'four', 'five')[places - 3]}"
     examples = "".join(_pad(str(number), f"example of character {number}") for number in range(1, places + 1))
     return (
         f"<style>{STYLE}</style><div class='maml-pads'>"
-        f"<section><h3>One example each of two to {places} characters</h3><div>{examples}</div></section>"
+        f"<section><h3>An example each of {many} characters</h3><div>{examples}</div></section>"
         f"<section><h3>A new one</h3><div>{_pad('?', 'the new character')}</div></section></div>"
     )
 

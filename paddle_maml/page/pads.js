@@ -19,7 +19,7 @@
     paper.lineCap = "round";
     paper.beginPath();
     paper.moveTo(...from);
-    paper.lineTo(...to);
+    paper.lineTo(to[0], to[1] + 0.01); // a line of no length would leave no spot
     paper.stroke();
   };
   // At the document: what the page puts in the place of a canvas is heard too.

@@ -1,9 +1,12 @@
 """python -m paddle_maml draw: its options, and where Gradio is missing."""
 
+import re
 import socket
 from importlib import metadata
+from pathlib import Path
 
 import pytest
+from tiny_run import ROOT
 
 from paddle_maml.commands import cli
 
@@ -35,12 +38,19 @@ def fails(capfd, *arguments):
 
 
 @pytest.mark.parametrize(
-    "release, why", [(None, "which is missing"), ("4.44.1", "cannot be shown by gradio 4.44.1")]
+    "release, why",
+    [
+        (None, "which is missing"),
+        ("6.17.3", "cannot be shown by gradio 6.17.3"),
+        ("7.0.0b1", "cannot be shown by gradio 7.0.0b1"),
+    ],
 )
 def test_without_gradio(gradio_is, capfd, release, why):
     gradio_is(release)
     said = fails(capfd)
-    assert why in said and "pip install 'gradio>=6,<7'" in said
+    project = Path(ROOT, "pyproject.toml").read_text(encoding="utf-8")
+    asked_for = re.search(r'^draw = \["(gradio.*)"\]$', project, re.M)[1]
+    assert why in said and f"pip install '{asked_for}'" in said
 
 
 @pytest.mark.parametrize(
@@ -58,12 +68,12 @@ def test_without_gradio(gradio_is, capfd, release, why):
     ],
 )
 def test_mistakes(gradio_is, capfd, arguments, sentence):
-    gradio_is("6.0.0")
+    gradio_is("6.18.0")
     assert sentence in fails(capfd, "--port", "0", *arguments)
 
 
 def test_a_port_that_is_taken(gradio_is, capfd):
-    gradio_is("6.0.0")
+    gradio_is("6.18.0")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         assert f"at 127.0.0.1, port {port} (" in fails(capfd, "--port", port)

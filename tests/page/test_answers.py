@@ -33,7 +33,7 @@ def new(name):
 def test_clear_cases(classifier, name):
     given = answer(classifier, [*EXAMPLES, new(name)])
     assert given.characters == (1, 2, 3, 4, 5) and given.character == NAMES.index(name) + 1
-    assert given.probabilities.max() > 0.8
+    assert given.probabilities.max() > 0.9
 
 
 def test_how_the_answer_changes(classifier):
