@@ -39,10 +39,10 @@ def changed(strokes, shift=(0.0, 0.0), scale=1.0, turn=0.0):
     ]
 
 
-def sketch(strokes):
-    """uint8 (SKETCH, SKETCH), black ink on white."""
+def sketch(strokes, line=LINE):
+    """uint8 (SKETCH, SKETCH), black ink on white, with lines of so many pixels."""
     image = Image.new("L", (SKETCH, SKETCH), 255)
     for stroke in strokes:
         points = [(x * SKETCH, y * SKETCH) for x, y in stroke]
-        ImageDraw.Draw(image).line(points, fill=0, width=LINE, joint="curve")
+        ImageDraw.Draw(image).line(points, fill=0, width=line, joint="curve")
     return np.asarray(image)

@@ -12,7 +12,7 @@ from PIL import Image
 import paddle_maml
 from paddle_maml.errors import UserError
 from paddle_maml.page import markup
-from paddle_maml.page.answers import SKETCH, answer, places, read_sketch
+from paddle_maml.page.answers import LINE, SKETCH, answer, places, read_sketch
 
 NAMES = list(CHARACTERS)
 BLANK = sketch([])
@@ -65,6 +65,23 @@ def test_other_weights():
     few = paddle_maml.load("5way-1shot")
     few.n_way = 3
     assert places(few) == 3
+
+
+def test_lines_are_as_thick_as_they_should_be(classifier):
+    """Of 100 characters by other hands all are told with the page's lines, and not with thinner ones."""
+    rng = np.random.default_rng(0)
+    hands = [
+        {"shift": rng.uniform(-0.06, 0.06, 2), "scale": rng.uniform(0.8, 1.1), "turn": rng.uniform(-10, 10)}
+        for _ in range(20)
+    ]
+    right = []
+    for line in (LINE, LINE // 2):
+        task = classifier.adapt([sketch(CHARACTERS[name], line) for name in NAMES], NAMES, ink="dark")
+        asked = [(name, sketch(changed(CHARACTERS[name], **hand), line)) for name in NAMES for hand in hands]
+        labels = task.predict([one for _, one in asked]).labels
+        right.append(sum(label == name for label, (name, _) in zip(labels, asked)))
+    print(f"right of 100: {right[0]}, with half as thick lines {right[1]}")
+    assert right[0] == 100 and right[1] < 90
 
 
 @pytest.mark.parametrize(
@@ -124,8 +141,9 @@ def test_the_longest_sketch_is_read():
         GOOD[:100],
         GOOD + "A" * 400_000,
         data_url(Image.new("L", (SKETCH + 1, SKETCH))),
-        data_url(Image.new("L", (20_000, 20_000))),
+        data_url(Image.new("L", (9_000, 14_000))),  # a bomb that is short
         data_url(Image.new("L", (SKETCH, SKETCH)), "GIF"),
+        data_url(Image.fromarray(NOISE[..., 0])).replace("A", "B"),
     ],
     ids=lambda url: str(url)[:30] + f"({len(str(url))})",
 )
