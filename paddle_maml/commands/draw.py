@@ -53,5 +53,5 @@ def _listener(host, port):
     except (OSError, UnicodeError) as error:
         why = getattr(error, "strerror", None) or error
         raise UserError(
-            f"The page cannot be served at {host}, port {port} ({why}): choose another --host or --port."
+            f"The page cannot be served at --host {host!r}, --port {port} ({why}): choose another one."
         ) from None

@@ -59,8 +59,9 @@ def test_without_gradio(gradio_is, capfd, release, why):
         (["--port", "65536"], "--port is '65536', but must be a whole number from 0 to 65535"),
         (["--port", "٣"], "--port is '٣'"),
         (["--port", "-1"], "--port is '-1'"),
-        (["--host", "no such host"], "The page cannot be served at no such host, port 0"),
-        (["--host", "x" * 300], "cannot be served at xxx"),
+        (["--host", "no such host"], "The page cannot be served at --host 'no such host', --port 0 ("),
+        (["--host", ""], "cannot be served at --host ''"),
+        (["--host", "x" * 300], "cannot be served at --host 'xxx"),
         (["--pretrained", "5way"], "5way"),
         (["--weights", "absent"], "There is no file or folder absent"),
         (["--weights", "x", "--pretrained", "y"], "Give either --weights or --pretrained"),
@@ -76,4 +77,4 @@ def test_a_port_that_is_taken(gradio_is, capfd):
     gradio_is("6.18.0")
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
-        assert f"at 127.0.0.1, port {port} (" in fails(capfd, "--port", port)
+        assert f"--host '127.0.0.1', --port {port} (" in fails(capfd, "--port", port)

@@ -4,6 +4,7 @@ import base64
 import io
 
 import numpy as np
+import paddle
 import pytest
 from characters import CHARACTERS, changed, sketch
 from drawn import drawings
@@ -11,6 +12,8 @@ from PIL import Image
 
 import paddle_maml
 from paddle_maml.errors import UserError
+from paddle_maml.learners.prototypical import PrototypicalLearner
+from paddle_maml.networks.conv4 import Conv4
 from paddle_maml.page import markup
 from paddle_maml.page.answers import LINE, SKETCH, answer, places, read_sketch
 
@@ -82,6 +85,15 @@ def test_lines_are_as_thick_as_they_should_be(classifier):
         right.append(sum(label == name for label, (name, _) in zip(labels, asked)))
     print(f"right of 100: {right[0]}, with half as thick lines {right[1]}")
     assert right[0] == 100 and right[1] < 90
+
+
+def test_a_learner_without_inner_steps(tmp_path):
+    path = tmp_path / "x.pdparams"
+    paddle.save(PrototypicalLearner(Conv4(width=4)).state_dict(), str(path))
+    embeds = paddle_maml.load(path, learner="prototypical", width=4)
+    assert places(embeds) == 5
+    given = answer(embeds, [*EXAMPLES, new("bar")])
+    assert (given.by_step, given.steps) == ([], None) and len(given.by_example) == 4
 
 
 @pytest.mark.parametrize(
