@@ -1,5 +1,6 @@
 """Fixtures that several test files share."""
 
+import functools
 import os
 import signal
 
@@ -24,6 +25,17 @@ def float64():
     paddle.set_default_dtype("float64")
     yield
     paddle.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    """Every run of a test file uses the same drawings: the second is spent once."""
+    from paddle_maml.engine import assembly
+
+    draw = assembly.draw_synthetic
+    assembly.draw_synthetic = functools.lru_cache(draw)
+    yield
+    assembly.draw_synthetic = draw
 
 
 @pytest.fixture

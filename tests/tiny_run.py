@@ -31,6 +31,16 @@ TINY = {
     "meta_lr_schedule": "constant",
 }
 
+# Changes to TINY.
+REPTILE = {
+    "learner": "reptile",
+    "inner_optimizer": "adam",
+    "inner_batch": 4,
+    "inner_lr": 0.003,
+    "meta_lr": 0.5,
+    "meta_lr_schedule": "linear",
+}
+
 
 def options(**changes):
     """TINY with changes as command-line options."""

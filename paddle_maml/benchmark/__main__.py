@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 
-from ..commands.command_line import CommandLine
+from ..commands.command_line import CommandLine, list_of
 from ..commands.running import run_command
 from ..engine.device import cores, import_paddle, select_device
 from ..engine.settings import settings_from_dict
@@ -78,7 +78,7 @@ def _parser():
     )
     parser.add_argument(
         "--against",
-        type=_list(OPPONENTS),
+        type=list_of(OPPONENTS),
         default=[],
         metavar="SIDES",
         help="opponents, of " + ",".join(OPPONENTS) + "; default: none, this library alone",
@@ -90,7 +90,10 @@ def _parser():
         "they get only what has MKL use all of an AMD processor",
     )
     parser.add_argument(
-        "--orders", type=_list((1, 2), int), default=[1, 2], help="orders of the meta-gradient (default 1,2)"
+        "--orders",
+        type=list_of((1, 2), int),
+        default=[1, 2],
+        help="orders of the meta-gradient (default 1,2)",
     )
     parser.add_argument("--warmup", type=int, default=1, help="turns that do not count (default 1)")
     parser.add_argument("--repeat", type=int, default=5, help="turns that count (default 5)")
@@ -111,18 +114,6 @@ def _parser():
     parser.add_argument("--json", metavar="PATH", help="also write all figures to this file")
     parser.add_settings(_TASK, _OPTIONS)
     return parser
-
-
-def _list(choices, kind=str):
-    def read(text):
-        values = [kind(part) for part in text.split(",")]
-        for value in values:
-            if value not in choices:
-                raise argparse.ArgumentTypeError(f"{value} is none of " + ", ".join(map(str, choices)))
-        return list(dict.fromkeys(values))
-
-    read.__name__ = "list"  # argparse names it in its message
-    return read
 
 
 def _check(options):

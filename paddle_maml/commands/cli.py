@@ -319,10 +319,11 @@ def _draw(parser, arguments):
     parser.add_settings([name for name in _EVALUATED if name not in _OF_EPISODES], _EVAL_OPTIONS)
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in ("pretrained", "weights", "host", "port")}
-    if asked["pretrained"] is not None and asked["weights"] is not None:
-        raise UserError("Give either --weights or --pretrained.")
-    if asked["pretrained"] is asked["weights"] is None:
-        asked["pretrained"] = "5way-1shot"
+    named = asked["pretrained"], asked["weights"]
+    if "" in named or None not in named:
+        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if asked["weights"] is None:
+        asked["pretrained"] = asked["pretrained"] or "5way-1shot"
     import_paddle()
     from .draw import run
 
@@ -333,6 +334,29 @@ def _port(text):
     if not (text.isascii() and text.isdecimal() and int(text) < 1 << 16):
         raise UserError(f"--port is {text!r}, but must be a whole number from 0 to 65535.")
     return int(text)
+
+
+def _episode(parser, arguments):
+    """Draw an episode of the test and the answers of weights to a PNG file."""
+    add = parser.add_argument
+    add("--pretrained", metavar="NAME", help="weights that come with the library, such as 5way-1shot")
+    add("--weights", metavar="PATH", help="instead: run folder, checkpoint folder, or .pdparams")
+    add("--number", type=int, default=0, help="of the episode (default 0)")
+    add("--output", metavar="PNG", required=True, help="the picture")
+    parser.add_settings(["dataset", "data_dir", "n_way", "k_shot", "test_k_query", "seed"], _EVAL_OPTIONS)
+    given = parser.parse(arguments)
+    pretrained, weights, number, output = (
+        given.pop(name) for name in ("pretrained", "weights", "number", "output")
+    )
+    if bool(pretrained) == bool(weights):
+        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if not 0 <= number < 2**31:
+        raise UserError(f"--number is {number}, but must be 0 to {2**31 - 1}.")
+    check_target(output, "--output")
+    import_paddle()
+    from .episode import run
+
+    run(pretrained, weights, number, output, given)
 
 
 def _interchange(parser, arguments):
@@ -348,5 +372,6 @@ VERBS = {
     "results": _results,
     "pretrained": _pretrained,
     "draw": _draw,
+    "episode": _episode,
     "interchange": _interchange,
 }

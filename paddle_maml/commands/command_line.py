@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import os
 import re
-from typing import Any, NoReturn
+from typing import Any, Callable, NoReturn, Sequence
 
 from ..engine.settings import NOTHING, Settings, flag, group_of, kind_of, nearest, what_is_wrong
 from ..errors import UserError
@@ -86,4 +86,18 @@ def _reader(option, field):
         return value
 
     read.__name__ = kind.__name__  # argparse names it in its message
+    return read
+
+
+def list_of(choices: Sequence, kind: Callable[[str], Any] = str) -> Callable[[str], list]:
+    """For an option's `type`: values with commas between them, each one of the choices, none twice."""
+
+    def read(text):
+        values = [kind(part) for part in text.split(",")]
+        for value in values:
+            if value not in choices:
+                raise argparse.ArgumentTypeError(f"{value} is none of " + ", ".join(map(str, choices)))
+        return list(dict.fromkeys(values))
+
+    read.__name__ = "list"  # argparse names it in its message
     return read

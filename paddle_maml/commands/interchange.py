@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
-from typing import Callable
-
 from ..engine.device import import_paddle
 from ..engine.settings import nearest, settings_from_preset
 from ..errors import UserError
 from ..files import check_target
-from .command_line import CommandLine
+from .command_line import CommandLine, list_of
 
 # The settings that an export is made from.
 _EXPORTED = """
@@ -44,10 +41,12 @@ def _export(parser, arguments):
     """Write episodes, initial weights, settings and our own traces into a folder."""
     parser.add_settings(_EXPORTED, _OPTIONS)
     parser.add_argument("--output", metavar="FOLDER", required=True, help="the export; made if needed")
-    parser.add_argument("--orders", type=_list(1, 2), default=[1, 2], help="of our traces (default 1,2)")
+    parser.add_argument(
+        "--orders", type=list_of((1, 2), int), default=[1, 2], help="of our traces (default 1,2)"
+    )
     text = "of our traces (default float32,float64)"
     parser.add_argument(
-        "--dtypes", type=_list("float32", "float64"), default=["float32", "float64"], help=text
+        "--dtypes", type=list_of(("float32", "float64")), default=["float32", "float64"], help=text
     )
     given = parser.parse(arguments)
     folder, orders, dtypes = (given.pop(name) for name in ("output", "orders", "dtypes"))
@@ -107,18 +106,6 @@ def _convert(parser, arguments):
     if given["to"] == "paddle":
         import_paddle()
     convert(given["source"], given["target"], given["of"], given["to"])
-
-
-def _list(*choices) -> Callable:
-    def read(text):
-        values = [type(choices[0])(part) for part in text.split(",")]
-        for value in values:
-            if value not in choices:
-                raise argparse.ArgumentTypeError(f"{value} is none of " + ", ".join(map(str, choices)))
-        return list(dict.fromkeys(values))
-
-    read.__name__ = "list"  # argparse names it in its message
-    return read
 
 
 VERBS = {"export": _export, "verify": _verify, "convert": _convert, "table": _table}

@@ -7,6 +7,7 @@ import dataclasses
 from typing import Callable
 
 import numpy as np
+from PIL import Image
 
 from ..data.episodes import EpisodeBuilder, meta_batch
 from ..data.images import ImageSet, alphabet_of
@@ -14,7 +15,7 @@ from ..errors import UserError
 from ..files import write_together
 from ..learners.base import Learner
 from ..learners.maml import MetaLearner
-from ..report.pictures import draw_matrix, draw_sheet, png, stacked
+from ..report.pictures import draw_episode, draw_matrix, draw_sheet, png, stacked
 from ..report.tables import ANALYSIS, NO_MISTAKE, ONE_ALPHABET, ROTATED, confusion, json_file
 from .assembly import evaluation_episodes
 from .ensemble import inner_rates
@@ -159,6 +160,17 @@ def _measured(accuracies):
         return _summary(accuracies())
     except UserError as error:
         return {"not_measured": str(error)}
+
+
+def episode_strip(learner: Learner, builder: EpisodeBuilder, number: int, steps: int | None) -> Image.Image:
+    """Episode `number` and a learner's answers after so many inner steps, see `draw_episode`; raises as
+    `predict_episodes`."""
+    x_spt, y_spt, x_qry, y_qry = builder[number]
+    how = {} if steps is None else {"steps": steps}
+    answers = learner.predict(x_spt, y_spt, x_qry, **how).argmax(axis=-1)
+    support = [(_grey(image), int(label)) for image, label in zip(x_spt, y_spt)]
+    queries = [(_grey(image), int(label), int(own)) for image, label, own in zip(x_qry, y_qry, answers)]
+    return draw_episode(support, queries)
 
 
 def write_analysis(folder: str, report: dict, predictions: Predictions) -> None:

@@ -77,8 +77,7 @@ _PROTOTYPICAL = dict(
 # to each. It is validated, and tested at its end, on the hardest. The head is that of training (Chen et al.
 # 2019: linear in Baseline, cosine in Baseline++); the body stays. Rotations are further classes (Santoro et
 # al. 2016). Two batches a step, one for each of two cores. Fitting takes 100 steps of 0.01, the rate of Chen
-# et al.'s code: with 0.1 fewer validation images were right after one image a class (90.0 for 91.0 % of
-# 20-way).
+# et al.'s code.
 _FINE_TUNING = dict(
     learner="fine-tuning",
     adapted="head",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import paddle
 from paddle import nn
 
@@ -9,7 +10,7 @@ from .base import Learner
 
 
 class EmbeddingLearner(Learner):
-    """A learner that adapts no parameter of its network.
+    """A learner that trains one set of parameters for all tasks, and answers by `_answer`.
 
     In training batch norm has the statistics of all inputs of an episode, or of `GROUP` episodes together. In
     testing it has by default those of the population, as Ioffe & Szegedy 2015 (algorithm 2) take them: the
@@ -54,6 +55,26 @@ class EmbeddingLearner(Learner):
         """Inputs (T, N, ...) in groups of `GROUP` tasks, each as one task (1, ..., ...)."""
         starts = range(0, x.shape[0], self.GROUP)
         return [x[start : start + self.GROUP].flatten(0, 1).unsqueeze(0) for start in starts]
+
+    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
+        """The outputs for the query set: (T, N, n_way), or (N, n_way) of one task; no weight changes.
+
+        Args:
+            x_spt, y_spt, x_qry: support inputs (T, N, ...) with labels (T, N), and query inputs (T, N, ...);
+                or of one task, without T.
+            statistics: what batch norm knows when it answers, one of `STATISTICS`; by default the first.
+                "query" are those of the whole episode, support and query set together.
+        """
+        statistics = self._choice_of(statistics)
+        batch, single = self._task_set(x_spt, y_spt, x_qry)
+        with paddle.no_grad():
+            outputs = [self._answer(*task, statistics).numpy() for task in self._chunks(batch)]
+        outputs = np.concatenate(outputs)
+        return outputs[0] if single else outputs
+
+    def _answer(self, x_spt, y_spt, x_qry, statistics: str) -> paddle.Tensor:
+        """The outputs (T, N, n_way) for tensors with the axis of tasks; a subclass computes them."""
+        raise NotImplementedError
 
     def embed(self, x: paddle.Tensor, statistics: str = "query") -> paddle.Tensor:
         """Embeddings (T, N, ...) of inputs (T, N, ...), differentiable by the network's parameters unless the

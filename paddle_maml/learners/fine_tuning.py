@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from typing import Callable
 
-import numpy as np
 import paddle
 from paddle import nn
 
@@ -77,7 +76,8 @@ class FineTuningLearner(EmbeddingLearner):
         head: "linear" or "cosine", in training and for new tasks.
         adapted: "head": the body stays, and batch norm has the statistics of the population, or of the
             episode ("query"). "all": the body moves with the head. Its batch norm then has the statistics of
-            the support set while fitting, and those ("support") or the query set's ("query") in answering.
+            the support set while fitting, and those ("support") or, as MAML's, the query set's alone
+            ("query") in answering.
         steps: gradient steps of fitting, each on the whole support set.
         rate: their rate.
         features: numbers of features of an input; `net.features` by default.
@@ -144,29 +144,13 @@ class FineTuningLearner(EmbeddingLearner):
             scores.append(self.objective.score(logits.detach(), targets))
         return paddle.concat(losses).mean(), paddle.concat(scores).mean()
 
-    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
-        """Fit a head on each task's support set, with the body where it is adapted, and compute the logits
-        of its query set; no weight changes.
-
-        Args:
-            x_spt, y_spt, x_qry: support inputs (T, N, ...) with labels (T, N), and query inputs (T, N, ...);
-                or of one task, without T.
-            statistics: what batch norm knows when it answers, one of `STATISTICS`. With a body that stays
-                "query" are those of the whole episode, as of the other embeddings, else of the query set, as
-                of MAML.
-
-        Returns:
-            Logits (T, N, n_way), or (N, n_way) of one task.
-        """
-        statistics = self._choice_of(statistics)
-        batch, single = self._task_set(x_spt, y_spt, x_qry)
+    def _answer(self, x_spt, y_spt, x_qry, statistics):
+        """Logits of a head that is fitted on each task's support set, with the body where it is adapted."""
         answer = self._fit_head if self.adapted == "head" else self._fit_all
-        outputs = np.concatenate([answer(*task, statistics).numpy() for task in self._chunks(batch)])
-        return outputs[0] if single else outputs
+        return answer(x_spt, y_spt, x_qry, statistics)
 
     def _fit_head(self, x_spt, y_spt, x_qry, statistics):
-        with paddle.no_grad():
-            features = self.embed(paddle.concat([x_spt, x_qry], axis=1), statistics).flatten(2)
+        features = self.embed(paddle.concat([x_spt, x_qry], axis=1), statistics).flatten(2)
         support, query = features.split([x_spt.shape[1], x_qry.shape[1]], axis=1)
         targets = self.objective.targets(y_spt)
         head = self._fitted(
@@ -181,15 +165,13 @@ class FineTuningLearner(EmbeddingLearner):
         def outputs(theta, inputs=prepared, given=None):
             return head_logits(network.outputs(inputs, theta[:size], given).flatten(2), theta[size:])
 
-        with paddle.no_grad():
-            body = network.initial(x_spt.shape[0])
-            head = new_head(network.outputs(prepared, body).flatten(2), targets.numbers, self.head)
+        body = network.initial(x_spt.shape[0])
+        head = new_head(network.outputs(prepared, body).flatten(2), targets.numbers, self.head)
         named = dict(self.net.named_parameters())
         frozen = [place for place, name in enumerate(network.theta_names) if named[name].stop_gradient]
         theta = self._fitted(body + head, outputs, targets, frozen)
-        with paddle.no_grad():
-            given = network.statistics(prepared, theta[:size]) if statistics == "support" else None
-            return outputs(theta, network.prepare(x_qry), given)
+        given = network.statistics(prepared, theta[:size]) if statistics == "support" else None
+        return outputs(theta, network.prepare(x_qry), given)
 
     def _fitted(
         self, theta: list[paddle.Tensor], outputs: Callable[[list], paddle.Tensor], targets, frozen=()
@@ -202,9 +184,8 @@ class FineTuningLearner(EmbeddingLearner):
                 # The sum over tasks keeps their gradients apart.
                 loss = self.objective.loss(outputs(theta), targets).sum()
                 gradients = paddle.grad(loss, theta, allow_unused=True)
-            with paddle.no_grad():
-                theta = [
-                    p if g is None or place in frozen else p - self.rate * g
-                    for place, (p, g) in enumerate(zip(theta, gradients))
-                ]
+            theta = [
+                p if g is None or place in frozen else p - self.rate * g
+                for place, (p, g) in enumerate(zip(theta, gradients))
+            ]
         return theta

@@ -32,8 +32,7 @@ class LSTMLearner(EmbeddingLearner):
     In training, order and labels of the support set are shuffled. In testing it is read in rounds, an input
     of each class in each round, the classes in the order of their labels; inputs of one class as they come.
 
-    It begins as a memory with a place for each class. From Paddle's own initial weights training stays at
-    chance at first, and then long at 60 % of five classes, with an embedding of two directions.
+    It begins as a memory with a place for each class; by Paddle's own initial weights a label is hardly seen.
 
     A task has few classes. Were batch norm to have the statistics of each by itself in training, the LSTM
     would rely on what that takes away from these classes, and answer worse by the population's: it has those
@@ -45,7 +44,7 @@ class LSTMLearner(EmbeddingLearner):
         n_way: classes of a task.
         features: numbers of an embedding.
         hidden: units of the LSTM, at best many times 2 n_way.
-        chunk, optimizer: as of `Learner`; chunk counts for the embeddings.
+        chunk, optimizer: as of `Learner`; chunk counts in testing.
 
     Raises:
         ValueError: a size is below 1; and what `Learner` raises.
@@ -93,23 +92,10 @@ class LSTMLearner(EmbeddingLearner):
         loss, score = self.objective.loss(logits, targets), self.objective.score(logits.detach(), targets)
         return loss.mean(), score.mean()
 
-    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
-        """Logits of the query inputs: (T, N, n_way), or (N, n_way) of one task.
-
-        Args:
-            x_spt, y_spt, x_qry: as for `meta_loss`.
-            statistics: "population" (the default), or "query": those of the whole episode, support and query
-                set together.
-        """
-        statistics = self._choice_of(statistics)
-        (x_spt, y_spt, x_qry), single = self._task_set(x_spt, y_spt, x_qry)
+    def _answer(self, x_spt, y_spt, x_qry, statistics):
+        embeddings = self.embed(paddle.concat([x_spt, x_qry], axis=1), statistics).flatten(2)
         labels = self._labels(y_spt)
-        orders = np.stack([in_rounds(task) for task in labels.numpy()])
-        with paddle.no_grad():
-            parts = self._chunks([paddle.concat([x_spt, x_qry], axis=1)])
-            embeddings = paddle.concat([self.embed(x, statistics).flatten(2) for [x] in parts])
-            outputs = self._logits(embeddings, labels, orders).numpy()
-        return outputs[0] if single else outputs
+        return self._logits(embeddings, labels, np.stack([in_rounds(task) for task in labels.numpy()]))
 
     def _begin_as_a_memory(self):
         """Initial weights by which the LSTM is a memory with a place for each class.

@@ -8,7 +8,6 @@ the test: the paper takes 60.
 
 from __future__ import annotations
 
-import numpy as np
 import paddle
 import paddle.nn.functional as F
 
@@ -43,7 +42,8 @@ def squared_distances(points: paddle.Tensor, centres: paddle.Tensor) -> paddle.T
 
 
 class PrototypicalLearner(EmbeddingLearner):
-    """A prototypical network.
+    """A prototypical network. Its outputs are negative squared distances of the query inputs from the
+    prototypes.
 
     Args:
         net: the network of the embedding, such as `Conv4`.
@@ -58,28 +58,12 @@ class PrototypicalLearner(EmbeddingLearner):
         batch, _ = self._task_set(x_spt, y_spt, x_qry, y_qry)
         losses, scores = [], []
         for *task, labels in self._chunks(batch):
-            logits, targets = self._logits(*task, "query"), self.objective.targets(labels)
+            logits, targets = self._answer(*task, "query"), self.objective.targets(labels)
             losses.append(self.objective.loss(logits, targets))
             scores.append(self.objective.score(logits.detach(), targets))
         return paddle.concat(losses).mean(), paddle.concat(scores).mean()
 
-    def predict(self, x_spt, y_spt, x_qry, statistics: str | None = None) -> np.ndarray:
-        """Negative squared distances of the query inputs from the prototypes: (T, N, n_way), or (N, n_way) of
-        one task.
-
-        Args:
-            x_spt, y_spt, x_qry: as for `meta_loss`.
-            statistics: "population" (the default), or "query": those of the whole episode, support and query
-                set together.
-        """
-        statistics = self._choice_of(statistics)
-        batch, single = self._task_set(x_spt, y_spt, x_qry)
-        with paddle.no_grad():
-            outputs = [self._logits(*task, statistics).numpy() for task in self._chunks(batch)]
-        outputs = np.concatenate(outputs)
-        return outputs[0] if single else outputs
-
-    def _logits(self, x_spt, y_spt, x_qry, statistics):
+    def _answer(self, x_spt, y_spt, x_qry, statistics):
         shots = x_spt.shape[1]
         embeddings = self.embed(paddle.concat([x_spt, x_qry], axis=1), statistics).flatten(2)
         centres = prototypes(embeddings[:, :shots], y_spt.astype("int64"))

@@ -1,5 +1,5 @@
-"""Plots, matrices and sheets of characters, as Pillow images. Pillow draws them, because the library needs no
-plotting package otherwise."""
+"""Plots, matrices, sheets of characters and episodes, as Pillow images. Pillow draws them, because the
+library needs no plotting package otherwise."""
 
 from __future__ import annotations
 
@@ -188,6 +188,40 @@ def draw_sheet(lines: list[tuple[str, list[tuple[np.ndarray, str]]]], zoom: int 
             sheet.paste(picture, (8 + column * (side + 8), top + 18))
             draw.text((8 + column * (side + 8), top + 18 + side), text, BLACK)
     return sheet
+
+
+def draw_episode(
+    support: list[tuple[np.ndarray, int]], queries: list[tuple[np.ndarray, int, int]], zoom: int = 2
+) -> Image.Image:
+    """A strip of an episode: the support set, a gap, and the query set, each image in a frame of its class's
+    colour or of the answer's. A wrong answer is crossed out. The ground is transparent, for any page.
+
+    Args:
+        support: list of (uint8 array (H, W), class).
+        queries: list of (uint8 array (H, W), class, answer).
+        zoom: screen pixels for a pixel.
+    """
+    frame, space, gap, line = 4, 6, 34, 16
+    side = zoom * support[0][0].shape[0] + 2 * frame
+    tiles = [(image, label, True) for image, label in support]
+    tiles += [(image, answer, answer == label) for image, label, answer in queries]
+    width = len(tiles) * (side + space) - space + gap
+    strip = Image.new("RGBA", (width, side + line))
+    draw, x = ImageDraw.Draw(strip), 0
+    for number, (image, label, right) in enumerate(tiles):
+        if number in (0, len(support)):
+            x += gap if number else 0
+            # Grey is read on white and on black.
+            text = "query set, in the colours of the answers" if number else "support set"
+            draw.text((x, 0), text, (128, 128, 128))
+        colour, inner = COLOURS[label % len(COLOURS)], side - 2 * frame
+        draw.rectangle([x, line, x + side - 1, line + side - 1], colour)
+        strip.paste(Image.fromarray(image).resize((inner, inner), Image.NEAREST), (x + frame, line + frame))
+        if not right:
+            draw.line([(x, line), (x + side, line + side)], BLACK, 3)
+            draw.line([(x, line + side), (x + side, line)], BLACK, 3)
+        x += side + space
+    return strip
 
 
 def draw_matrix(matrix: np.ndarray, names: list[str], titles: tuple[str, str], cell: int = 11) -> Image.Image:

@@ -65,6 +65,8 @@ def test_without_gradio(gradio_is, capfd, release, why):
         (["--pretrained", "5way"], "5way"),
         (["--weights", "absent"], "There is no file or folder absent"),
         (["--weights", "x", "--pretrained", "y"], "Give either --weights or --pretrained"),
+        (["--weights", ""], "Give either --weights or --pretrained, and not an empty one"),
+        (["--pretrained", ""], "Give either --weights or --pretrained, and not an empty one"),
         (["--episodes", "3"], "unknown option --episodes"),
     ],
 )

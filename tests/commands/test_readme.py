@@ -13,12 +13,14 @@ import pytest
 from drawn import drawings, write_folder
 from tiny_run import ROOT
 
+# The pages go on from runs of the README's commands and of training.md's.
 README, *PAGES = (
     path.read_text(encoding="utf-8")
-    for path in [Path(ROOT, "README.md"), *sorted(Path(ROOT, "docs").glob("*.md"))]
+    for path in dict.fromkeys(
+        [Path(ROOT, "README.md"), Path(ROOT, "docs", "training.md"), *sorted(Path(ROOT, "docs").glob("*.md"))]
+    )
     if path.name != "own-images.md"  # test_own_images.py runs these, on pictures
 )
-# Those of the pages go on from runs that the README's made.
 COMMANDS = list(
     dict.fromkeys(
         line
@@ -63,6 +65,7 @@ SHORTER = {
     "paddle_maml.benchmark": BENCHMARK + " --against competition",
     "paddle_maml data": "",
     "paddle_maml draw": "",
+    "paddle_maml episode": "",
     "paddle_maml results": "",
     "paddle_maml.engine.plain_data": "",
 }
@@ -149,3 +152,23 @@ def test_python_code(clone, code):
     )
     assert result.returncode == 0, result.stderr
     assert next(said for part, said in PRINTED.items() if part in code) in result.stdout
+
+
+CHINESE = Path(ROOT, "README_cn.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "what, pattern",
+    [
+        ("code", r"```\w+\n.*?```"),
+        ("links", r"\]\(([^)]+)\)"),
+        ("names", r"(?<!`)`([^`\n]+)`(?!`)"),
+        ("figures", r"(?<![\w.])\d+(?:[.,]\d+)*(?:e-\d+)?(?!\w)"),
+    ],
+)
+def test_the_chinese_readme_has_the_same(what, pattern):
+    """Sections may stand in another order."""
+    english, chinese = (sorted(re.findall(pattern, text, re.S | re.A)) for text in (README, CHINESE))
+    if what == "links":
+        english.remove("README_cn.md"), chinese.remove("README.md")
+    assert english == chinese and len(english) > 3

@@ -1,10 +1,12 @@
 """python -m paddle_maml: the commands beside train.py and eval.py."""
 
 import pytest
+from PIL import Image
 from tiny_run import options
 
 from paddle_maml.commands import cli
 from paddle_maml.engine import provenance
+from paddle_maml.report.pictures import COLOURS
 
 
 def test_without_a_command_it_lists_them(capfd):
@@ -21,6 +23,9 @@ def test_without_a_command_it_lists_them(capfd):
         (["results", "show", "x"], "invalid choice: 'show'"),
         (["data", "--data-dir", "/nowhere"], "There is no Omniglot in /nowhere"),
         (["pretrained", "add", "/nowhere", "new"], "has not come to its end"),
+        (["episode", "--pretrained", "20way-1shot", "--output", "x.png"], "colours for 9 classes"),
+        (["episode", "--output", "x.png"], "Give either --weights or --pretrained"),
+        (["episode", "--pretrained", "5way-1shot", "--number=-1", "--output", "x.png"], "--number is -1"),
     ],
 )
 def test_mistakes_are_one_sentence(capfd, arguments, sentence):
@@ -33,6 +38,26 @@ def test_mistakes_are_one_sentence(capfd, arguments, sentence):
 def test_data_prints_the_digests(omniglot, capfd):
     assert cli.main(["data"]) == 0
     assert capfd.readouterr().out.count("(as published)") == 2
+
+
+def test_an_episode_is_drawn_with_the_answers(tmp_path, capfd):
+    target = tmp_path / "episode.png"
+    drawn = [
+        "--pretrained",
+        "5way-1shot",
+        "--dataset",
+        "synthetic",
+        "--k-query",
+        "2",
+        "--output",
+        str(target),
+    ]
+    assert cli.main(["episode", *drawn]) == 0
+    with Image.open(target) as image:
+        colours = {colour for _, colour in image.getcolors(2**20)}
+    # An answer for each class; between the images the page shows through.
+    assert colours >= {(*colour, 255) for colour in COLOURS[:5]} and any(colour[3] == 0 for colour in colours)
+    assert f"Written: {target}" in capfd.readouterr().out
 
 
 def test_weights_of_a_run_are_added(tmp_path, monkeypatch, capfd):

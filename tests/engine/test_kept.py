@@ -1,7 +1,6 @@
 """What a run keeps beside its best weights: those of further validations, and a moving average; and training
 with more classes than the test has."""
 
-import functools
 import json
 import os
 
@@ -18,6 +17,8 @@ from paddle_maml.engine.provenance import find_weights
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.errors import UserError
 from paddle_maml.report.log import METRICS, read_metrics
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 ALL = {"keep_best": 3, "average_weights": 0.9, "train_n_way": 7, "val_every": 2}
 
@@ -38,14 +39,6 @@ def kept_files(folder):
     """The paths of the weights that a run kept, the best first."""
     found = checkpoint.read_best(str(folder), kept=True)
     return [os.path.join(found.path, name) for name in found.files]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def drawn_once():
-    draw = assembly.draw_synthetic
-    assembly.draw_synthetic = functools.lru_cache(draw)
-    yield
-    assembly.draw_synthetic = draw
 
 
 @pytest.fixture(scope="module")

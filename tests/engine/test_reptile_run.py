@@ -1,12 +1,11 @@
 """Runs of Reptile: training, the weights that they leave, and whose weights they take."""
 
-import functools
 import os
 
 import numpy as np
 import paddle
 import pytest
-from tiny_run import TINY, call, options
+from tiny_run import REPTILE, TINY, call, options
 
 from paddle_maml.engine import assembly, checkpoint, training
 from paddle_maml.engine.assembly import settings_for
@@ -17,14 +16,7 @@ from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 
-REPTILE = {
-    "learner": "reptile",
-    "inner_optimizer": "adam",
-    "inner_batch": 4,
-    "inner_lr": 0.003,
-    "meta_lr": 0.5,
-    "meta_lr_schedule": "linear",
-}
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
 def reptile(folder, **changes):
@@ -33,14 +25,6 @@ def reptile(folder, **changes):
 
 def best_of(folder):
     return os.path.join(checkpoint.newest_checkpoint(str(folder)), checkpoint.BEST)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def drawn_once():
-    draw = assembly.draw_synthetic
-    assembly.draw_synthetic = functools.lru_cache(draw)
-    yield
-    assembly.draw_synthetic = draw
 
 
 @pytest.fixture(scope="module")

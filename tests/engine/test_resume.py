@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from tiny_run import ROOT, assert_same_end, call, end_of, options, start
+from tiny_run import REPTILE, ROOT, assert_same_end, call, end_of, options, start
 
 from paddle_maml.engine import checkpoint
 from paddle_maml.engine.plain_data import read_file
@@ -25,14 +25,7 @@ def test_what_changes_in_the_course_of_a_run_goes_on_where_it_was(tmp_path, lear
         "meta_lr_schedule": "cosine",
     }
     if learned == "second_moment":
-        changing = {
-            "learner": "reptile",
-            "inner_optimizer": "adam",
-            "inner_batch": 4,
-            "inner_lr": 0.003,
-            "meta_lr": 0.5,
-            "meta_lr_schedule": "linear",
-        }
+        changing = REPTILE
 
     def arguments(folder, *flags):
         own = ["--learn-inner-lr"] if learned == "inner_rates" else []

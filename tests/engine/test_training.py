@@ -1,5 +1,4 @@
 import csv
-import functools
 import json
 import math
 import os
@@ -24,6 +23,8 @@ from paddle_maml.engine.weights import load_weights
 from paddle_maml.errors import UserError
 from paddle_maml.learners.maml import MetaLearner
 from paddle_maml.report.log import COLUMNS, Metrics, Progress, read_metrics
+
+pytestmark = pytest.mark.usefixtures("drawn_once")
 
 
 def tiny(folder, **changes):
@@ -51,15 +52,6 @@ def rows(folder):
         return [
             [value for name, value in row.items() if "second" not in name] for row in csv.DictReader(file)
         ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def drawn_once():
-    """Every run here uses the same drawings: the second is spent once."""
-    draw = assembly.draw_synthetic
-    assembly.draw_synthetic = functools.lru_cache(draw)
-    yield
-    assembly.draw_synthetic = draw
 
 
 @pytest.fixture(scope="module")

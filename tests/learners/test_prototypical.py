@@ -110,6 +110,20 @@ def test_statistics_of_one_batch_are_what_training_had():
     np.testing.assert_allclose(both[0], both[1], atol=1e-4 * np.abs(both[1]).max())
 
 
+def test_statistics_of_several_tasks_are_the_mean():
+    learner = PrototypicalLearner(Conv4(width=16, image_size=16))
+    x = np.random.RandomState(1).standard_normal([3, 6, 1, 16, 16]).astype(np.float32)
+    labels = np.tile(np.arange(6), [3, 1])
+
+    def settled(tasks):
+        learner.settle(x[tasks, :4], labels[tasks, :4], x[tasks, 4:], labels[tasks, 4:])
+        return [tensor.numpy() for tensor in learner.buffers()]
+
+    single = [settled([task]) for task in range(3)]
+    for mean, *each in zip(settled([0, 1, 2]), *single):
+        np.testing.assert_allclose(mean, np.mean(each, axis=0), rtol=1e-4, atol=1e-6)
+
+
 def test_settled_statistics_are_kept_with_the_weights():
     first, second = (PrototypicalLearner(Conv4(width=16, image_size=16)) for _ in range(2))
     random = np.random.RandomState(0)

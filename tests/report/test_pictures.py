@@ -43,6 +43,16 @@ def test_a_line_is_shown_from_where_it_comes_above_the_lowest_value():
     assert places[:, 1].max() <= pictures._LEGEND + pictures.PANEL_HEIGHT - pictures._BOTTOM + 4
 
 
+def test_an_episode_has_frames_in_the_colours_of_the_answers():
+    cell = np.full((5, 5), 77, np.uint8)
+    strip = pictures.draw_episode([(cell, 0), (cell, 1)], [(cell, 0, 0), (cell, 0, 1)], zoom=4)
+    first, second = (pixels(strip, (*pictures.COLOURS[number], 255)) for number in (0, 1))
+    assert len(first) == 2 * (28 * 28 - 20 * 20)  # 4 pixels around 20 by 20
+    crossed = pixels(strip, (*pictures.BLACK, 255))
+    assert len(crossed) and crossed[:, 0].min() >= second[:, 0].max() - 28
+    assert np.asarray(strip)[-1, 28 + 3, 3] == 0  # nothing between two images
+
+
 def test_a_sheet_has_its_images_and_images_stand_under_one_another():
     cell = np.full((5, 4), 77, np.uint8)
     sheet = pictures.draw_sheet([("caption", [(cell, "a"), (cell, "b")])], zoom=3)
