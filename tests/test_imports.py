@@ -22,6 +22,7 @@ ROOMS = {
     "engine": [*BASE, "installed", "data", "kernels", "networks", "objectives", "learners", "report"],
     "pretrained": [*BASE, "data", "learners", "networks", "report", "engine"],
     "inference": [*BASE, "data", "learners", "networks", "report", "engine", "pretrained"],
+    "page": [*BASE, "data", "inference"],
     "interchange": [*BASE, "data", "kernels", "networks", "learners", "report", "engine"],
     "commands": [
         *BASE,
@@ -32,6 +33,7 @@ ROOMS = {
         "engine",
         "pretrained",
         "inference",
+        "page",
         "interchange",
     ],
     "benchmark": [*BASE, "data", "learners", "networks", "report", "engine", "commands"],

@@ -13,13 +13,29 @@ from ..inference.prediction import Prediction
 from ..report.tables import prediction_csv, write_json
 
 
+def chosen_classifier(name: str | None, path: str | None, given: dict) -> tuple[Classifier, str, str]:
+    """The classifier that a command line asks for.
+
+    Args:
+        name: of weights that come with the library; else `path` is that of others, see `find_weights`.
+        given: the settings that are given, by name; the others are those of the weights' run.
+
+    Returns:
+        (classifier, weights, device): the path of its weights' file, and Paddle's name of the device.
+
+    Raises:
+        UserError: as `Classifier`.
+    """
+    weights, origin = look_up(name)[:2] if name else find_weights(path)
+    settings = settings_for(origin and origin.settings, given)
+    device = choose_device(settings)
+    return Classifier(weights, settings), weights.path, device
+
+
 def run(asked: dict, given: dict) -> None:
     """Classify what is asked for, with the settings that are given, and print and write the answers."""
     name = asked["pretrained"]
-    weights, origin = look_up(name)[:2] if name else find_weights(asked["weights"])
-    settings = settings_for(origin and origin.settings, given)
-    device = choose_device(settings)
-    classifier = Classifier(weights, settings)
+    classifier, weights, device = chosen_classifier(name, asked["weights"], given)
     task = classifier.adapt(asked["support"], ink=asked["ink"] or "auto")
     prediction = task.predict(asked["query"], asked["statistics"])
     print(prediction)
@@ -38,7 +54,7 @@ def run(asked: dict, given: dict) -> None:
             "inverted": {"support": task.inverted, "query": prediction.inverted},
             "weights": name or os.path.abspath(weights),
             "environment": environment(device),
-            "settings": settings.as_dict(),
+            "settings": classifier.settings.as_dict(),
         }
         write_json(target, report)
     print(f"Answers: {target}")

@@ -302,6 +302,40 @@ def _pretrained(parser, arguments):
         print(evaluation_table(measure(*names)[SUPPORT_TEST]))
 
 
+def _draw(parser, arguments):
+    """Serve a page to draw characters on, which says what a new one is."""
+    group = parser.group("weights")
+    text = "weights that come with the library (default 5way-1shot)"
+    group.add_argument("--pretrained", metavar="NAME", help=text)
+    text = "instead: run folder, checkpoint folder or .pdparams"
+    group.add_argument("--weights", metavar="PATH", help=text)
+    group = parser.group("server")
+    text = "name or address to listen at; 0.0.0.0 is for every machine of the network (default 127.0.0.1)"
+    group.add_argument("--host", default="127.0.0.1", help=text)
+    text = "port to listen at; 0 takes any (default 7860)"
+    group.add_argument("--port", type=_port, default=7860, help=text)
+    for name in ("task", "learner", "training"):
+        parser.group(name)
+    parser.add_settings([name for name in _EVALUATED if name not in _OF_EPISODES], _EVAL_OPTIONS)
+    given = parser.parse(arguments)
+    asked = {name: given.pop(name) for name in ("pretrained", "weights", "host", "port")}
+    named = asked["pretrained"], asked["weights"]
+    if "" in named or None not in named:
+        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    if asked["weights"] is None:
+        asked["pretrained"] = asked["pretrained"] or "5way-1shot"
+    import_paddle()
+    from .draw import run
+
+    run(asked, given)
+
+
+def _port(text):
+    if not (text.isascii() and text.isdecimal() and int(text) < 1 << 16):
+        raise UserError(f"--port is {text!r}, but must be a whole number from 0 to 65535.")
+    return int(text)
+
+
 def _episode(parser, arguments):
     """Draw an episode of the test and the answers of weights to a PNG file."""
     add = parser.add_argument
@@ -337,6 +371,7 @@ VERBS = {
     "splits": _splits,
     "results": _results,
     "pretrained": _pretrained,
+    "draw": _draw,
     "episode": _episode,
     "interchange": _interchange,
 }

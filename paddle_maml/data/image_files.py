@@ -63,7 +63,11 @@ def read_image(
 def open_image(path: str | Path, within: str | Path | None = None) -> Image.Image:
     """The decoded picture in an image file, of mode "L" or "RGB"; arguments and errors as for
     `read_image`."""
-    data = _read_regular(path, within)
+    return decode_image(_read_regular(path, within), path)
+
+
+def decode_image(data: bytes, path: str | Path) -> Image.Image:
+    """The same of the bytes of a file; `path` is what messages call it."""
     try:
         with _opened(data) as image:
             width, height = image.size

@@ -83,7 +83,7 @@ class Classifier:
         first = [name for name in ("support", "population") if name in self.learner.STATISTICS]
         self.statistics = (*first, *(name for name in ("query",) if name in self.learner.STATISTICS))
 
-    def adapt(self, support: Any, labels: Any = None, ink: str = "auto") -> Task:
+    def adapt(self, support: Any, labels: Any = None, ink: str = "auto", steps: int | None = None) -> Task:
         """Learn a task from a few images of each class.
 
         Args:
@@ -93,10 +93,20 @@ class Classifier:
             labels: of each image a text or a number, where `support` is no folder.
             ink: "auto": light ink on dark paper is found and inverted, see data/drawings.py; "dark": images
                 are taken as they are; "light": all are inverted. It holds for the task's queries too.
+            steps: inner steps, 0 or more; by default those of the run's tests. Past the last step that has
+                learned rates, its rates go on.
 
         Raises:
-            UserError: an image that cannot be used, too few or too many classes, missing labels.
+            UserError: an image that cannot be used, too few or too many classes, missing labels; steps that
+                are no number of them, or of a learner that has none.
         """
+        if steps is None:
+            steps = self.settings.steps_at_test
+        elif not hasattr(self.learner, "adapt"):
+            kind = type(self.learner).__name__
+            raise UserError(f"steps is {steps!r}, but a {kind} has no inner steps: leave it out.")
+        elif not isinstance(steps, (int, np.integer)) or steps < 0:
+            raise UserError(f"steps is {steps!r}, but must be a whole number, 0 or more.")
         given, x, inverted = network_inputs(support, labels, self.settings, ink, "the support set")
         classes = list(dict.fromkeys(one.label for one in given))
         if None in classes:
@@ -110,7 +120,7 @@ class Classifier:
                 f"The support set has {len(classes)} classes, but these weights tell {most} apart."
             )
         y = np.array([classes.index(one.label) for one in given], np.int64)
-        return Task(self, classes, x, y, ink, inverted)
+        return Task(self, classes, x, y, ink, inverted, steps)
 
 
 class Task:
@@ -123,7 +133,14 @@ class Task:
     """
 
     def __init__(
-        self, classifier: Classifier, classes: list, x: np.ndarray, y: np.ndarray, ink: str, inverted: int
+        self,
+        classifier: Classifier,
+        classes: list,
+        x: np.ndarray,
+        y: np.ndarray,
+        ink: str,
+        inverted: int,
+        steps: int | None,
     ):
         self.classes, self.inverted, self._ink = tuple(classes), inverted, ink
         self.shots = tuple(np.bincount(y, minlength=len(classes)).tolist())
@@ -131,7 +148,7 @@ class Task:
         settings, learner = classifier.settings, classifier.learner
         with own_network_may_fail(settings), without_dropout(learner):
             if hasattr(learner, "adapt"):
-                self._params = learner.adapt(x, y, settings.steps_at_test)
+                self._params = learner.adapt(x, y, steps)
 
     def predict(self, queries: Any, statistics: str | None = None) -> Prediction:
         """Classify images.

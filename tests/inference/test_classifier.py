@@ -81,14 +81,18 @@ def test_an_answer_does_not_depend_on_its_companions(task, drawn):
     assert np.abs(published[:3] - of_a_few).max() > 1e-3
 
 
+def odds(logits):
+    """Their softmax."""
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
 def test_the_published_protocol_is_the_learners(classifier):
     x_spt, y_spt, x_qry, _ = EpisodeBuilder(draw_synthetic(1, 6), 5, 1, 3)[0]
     logits = classifier.learner.predict(x_spt, y_spt, x_qry)
     task = classifier.adapt(x_spt, y_spt)
-    odds = np.exp(logits - logits.max(axis=1, keepdims=True))
-    odds /= odds.sum(axis=1, keepdims=True)
     found = task.predict(x_qry, statistics="query").probabilities
-    np.testing.assert_allclose(found, odds, atol=1e-5)
+    np.testing.assert_allclose(found, odds(logits), atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [lambda x: 255 - x, lambda x: 60 + x // 2], ids=["white on black", "grey"])
@@ -195,6 +199,21 @@ def test_a_file_with_settings(tmp_path, drawn):
     assert len(classifier.adapt(drawn[:2, 0], ["x", "y"]).predict(drawn[0, 1]).labels) == 1
 
 
+@pytest.mark.parametrize("steps", [0, np.int64(3), None])
+def test_inner_steps(classifier, steps):
+    x_spt, y_spt, x_qry, _ = EpisodeBuilder(draw_synthetic(1, 6), 5, 1, 3)[0]
+    meant = classifier.settings.steps_at_test if steps is None else int(steps)
+    logits = classifier.learner.predict(x_spt, y_spt, x_qry, steps=meant, statistics="support")
+    found = classifier.adapt(x_spt, y_spt, steps=steps).predict(x_qry).probabilities
+    np.testing.assert_allclose(found, odds(logits), atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [-1, 1.0, "2"])
+def test_no_number_of_inner_steps(classifier, drawn, steps):
+    with pytest.raises(UserError, match=f"steps is {steps!r}, but must be a whole number, 0 or more"):
+        classifier.adapt(drawn[:, 0], LABELS, steps=steps)
+
+
 class Nearest(Learner):
     """A learner without adapted parameters: the class of the nearest support image."""
 
@@ -211,3 +230,5 @@ def test_learners_without_adapted_parameters(drawn, tmp_path):
     assert task.predict(drawn[:, 0]).labels == tuple(LABELS)
     with pytest.raises(UserError, match="A Nearest has no adapted network that could be exported"):
         task.export(tmp_path / "x")
+    with pytest.raises(UserError, match="steps is 2, but a Nearest has no inner steps: leave it out"):
+        classifier.adapt(drawn[:, 0], LABELS, steps=2)
