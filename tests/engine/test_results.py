@@ -14,7 +14,7 @@ from tiny_run import ROOT, options
 
 from paddle_maml import pretrained
 from paddle_maml.commands import cli
-from paddle_maml.engine import results
+from paddle_maml.engine import comparison, results
 from paddle_maml.engine.provenance import SHELF
 from paddle_maml.engine.settings import settings_from_dict
 from paddle_maml.errors import UserError
@@ -177,6 +177,13 @@ def test_the_page_has_the_mean_and_spread_of_the_three_seeds():
     assert "mean" in last and last in Path(ROOT, "docs", "results.md").read_text(encoding="utf-8")
 
 
+def test_the_page_of_learners_has_their_table(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    page = Path("docs", "learners.md").read_text(encoding="utf-8")
+    files = re.search(r"\npython -m paddle_maml results learners (.*)\n", page).group(1).split()
+    assert len(files) > 4 and comparison.table(files) in page
+
+
 @pytest.mark.parametrize(
     "path", [*(os.path.join(folder, "report.json") for folder in KEPT), *map(str, SHELF.glob("*.json"))]
 )
@@ -189,11 +196,12 @@ def test_the_readme_says_what_the_cards_of_the_weights_say():
     section = Path(ROOT, "README.md").read_text(encoding="utf-8").split("## Results")[1].split("## ")[0]
     own = dict(re.findall(r"\| (\d+-way \d-shot) \| ([\d.]+ ± [\d.]+) \|", section))
     reports = [pretrained.look_up(name)[2] for name in pretrained.names()]
-    # The perceptrons, and weights of other splits, have tables of their own in docs/results.md.
+    # Perceptrons, weights of other splits and other learners have tables of their own in docs.
     cards = [
         report["test"]
         for report in reports
         if report["settings"].get("network", "conv4") == "conv4"
+        and report["settings"].get("learner", "maml") == "maml"
         and report["settings"]["split_rule"] == "competition"
     ]
     assert own == {

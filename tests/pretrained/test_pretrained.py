@@ -74,8 +74,11 @@ def test_a_card_is_completed(shelf, capsys):
 
 
 def test_cards_have_the_accuracy_by_both_statistics():
-    for name in pretrained.names():
-        card = pretrained.look_up(name)[2]
+    """Of MAML, whose published protocol lets an answer depend on the other query images."""
+    cards = [pretrained.look_up(name)[2] for name in pretrained.names()]
+    cards = [card for card in cards if card["settings"].get("learner", "maml") == "maml"]
+    assert len(cards) >= 6
+    for card in cards:
         published, own = card["test"], card[pretrained.SUPPORT_TEST]
         assert own["statistics"] == "support" and 0.5 < own["accuracy"] < published["accuracy"]
         alike = "classes", "episodes", "n_way", "k_shot", "k_query", "inner_steps", "seed", "split_rule"
