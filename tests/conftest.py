@@ -12,8 +12,11 @@ from paddle_maml.engine import device
 # must do it themselves.
 device.use_all_of_amd()
 
-# A shell's background jobs ignore SIGINT, and so would the programs that tests start and interrupt.
+# A shell's background jobs ignore SIGINT, and nohup's SIGHUP, and so would the programs that tests start and
+# interrupt; what has a handler here is not ignored there.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, lambda number, frame: None)
 
 
 @pytest.fixture

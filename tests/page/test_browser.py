@@ -52,7 +52,8 @@ def address():
     yield next(line for line in lines if line.startswith("Draw at")).split()[2]
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "Stopped.\n")
+    # Matplotlib, which Gradio brings along, may say that it lists the machine's fonts.
+    assert process.returncode == 130 and errors.endswith("Stopped.\n") and "Traceback" not in errors, errors
 
 
 @pytest.fixture(scope="module")

@@ -100,7 +100,8 @@ def test_the_command(start, host, elsewhere):
         assert (other.connect_ex(("127.0.0.2", urlsplit(address).port)) == 0) == elsewhere
     process.send_signal(signal.SIGTERM)
     _, errors = process.communicate(timeout=30)
-    assert (process.returncode, errors) == (130, "Stopped.\n")
+    # Matplotlib, which Gradio brings along, may say that it lists the machine's fonts.
+    assert process.returncode == 130 and errors.endswith("Stopped.\n") and "Traceback" not in errors, errors
 
 
 def test_the_program_for_hosts(start):
