@@ -123,11 +123,11 @@ def train(weights, episodes, test):
         if iteration + 1 in problem["weights_after"]:
             for name, p in zip(names, params):
                 trace[f"weights_after_{iteration + 1}/{name}"] = p.detach().numpy().copy()
-    tests = [score(net, *episode(test, n), problem["test_inner_steps"]) for n in range(len(test["query"]))]
-    tests = {
-        "test_loss": [loss for loss, _, _ in tests],
-        "test_accuracy": [accuracy for _, _, accuracy in tests],
-    }
+    tests = {"test_loss": [], "test_accuracy": []}
+    for number in range(len(test["query"])):
+        loss, _, accuracy = score(net, *episode(test, number), problem["test_inner_steps"])
+        tests["test_loss"].append(loss)
+        tests["test_accuracy"].append(accuracy)
     lists = {**by_task, **by_iteration, **tests}
     return {**trace, **{name: np.array(values, np.float64) for name, values in lists.items()}}
 

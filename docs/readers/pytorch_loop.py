@@ -91,11 +91,11 @@ def train(weights, episodes, test):
         if iteration + 1 in problem["weights_after"]:
             for name, p in zip(names, params):
                 trace[f"weights_after_{iteration + 1}/{name}"] = p.detach().numpy().copy()
-    tests = [score(params, *episode(test, n), problem["test_inner_steps"]) for n in range(len(test["query"]))]
-    tests = {
-        "test_loss": [loss.item() for loss, _ in tests],
-        "test_accuracy": [accuracy for _, accuracy in tests],
-    }
+    tests = {"test_loss": [], "test_accuracy": []}
+    for number in range(len(test["query"])):
+        loss, accuracy = score(params, *episode(test, number), problem["test_inner_steps"])
+        tests["test_loss"].append(loss.item())
+        tests["test_accuracy"].append(accuracy)
     lists = {**by_task, **by_iteration, **tests}
     return {**trace, **{name: np.array(values, np.float64) for name, values in lists.items()}}
 
