@@ -8,7 +8,8 @@ all). What is allowed, and why:
   let it grow to 1e-12 or so. Later meta-iterations are not held to that, because rounding goes on growing.
 - float32: losses and gradients as rounding of 1e-7 leaves them, with room for a ReLU or a pooling choice that
   falls otherwise. Adam's first steps have about the same length for every gradient, however small, so weights
-  are held by how far they differ on the whole, as a share of how far they came.
+  are held by how far they differ on the whole, as a share of how far they came, and after the first two
+  meta-iterations alone: each lets rounding grow about threefold, in float64 too.
 - Test accuracy: exact in float64 after ten meta-iterations at most, else within the 95 % interval of ours.
 - A parameter whose true gradient is zero is held to be zero, or unmoved: Adam makes full steps of rounding
   noise.
@@ -24,6 +25,7 @@ from ..engine.evaluation import mean_and_interval
 from .format import Export, Trace
 
 EXACT_ITERATIONS = 10
+ROUNDED_ITERATIONS = 2  # in float32
 LOSS, GRADIENT, WEIGHTS = "loss", "gradient", "weights"
 ALLOWED = {
     "float64": {LOSS: 1e-9, GRADIENT: 1e-9, WEIGHTS: 1e-9},
@@ -67,7 +69,8 @@ def compare(export: Export, expected: Trace, trace: Trace) -> list[Row]:
         if expected.about["dtype"] == "float64":
             rows.append(_by_parameter(export, group, ours, theirs, allowed[WEIGHTS]))
         else:
-            rows.append(_by_way(export, group, ours, theirs, allowed[WEIGHTS]))
+            held = allowed[WEIGHTS] if count <= ROUNDED_ITERATIONS else None
+            rows.append(_by_way(export, group, ours, theirs, held))
         rows.append(_unmoved(export, group, theirs, allowed[WEIGHTS]))
     return rows + _curves(export, expected, trace, allowed[LOSS])
 

@@ -109,8 +109,11 @@ def test_later_meta_iterations_are_held_by_the_test_alone(longer):
     expected = read_expected(longer, problem, 2, "float32")
     loss = expected.arrays["loss"].copy()
     loss[10:] += 0.1
-    rows = compare(problem, expected, Trace(expected.about, {**expected.arrays, "loss": loss}))
+    name = "weights_after_10/block2.conv_weight"
+    weights = 2 * problem.weights["block2.conv_weight"] - expected.arrays[name]
+    rows = compare(problem, expected, Trace(expected.about, {**expected.arrays, "loss": loss, name: weights}))
     assert all(row.agrees for row in rows)
+    assert next(row for row in rows if row.quantity == "weights_after_10").difference > 0.1
     assert next(row for row in rows if row.quantity == "loss of the later ones").difference > 0.01
     worse = np.zeros_like(expected.arrays["test_accuracy"])
     rows = compare(problem, expected, Trace(expected.about, {**expected.arrays, "test_accuracy": worse}))
