@@ -153,7 +153,7 @@ def check_output(folder, printed):
     """What a run left and said."""
     assert len(read_metrics(str(folder / "notebook-synthetic" / METRICS))) == 4
     report = json.loads((folder / "notebook-synthetic" / "report.json").read_text())
-    assert report["iterations"] == 20 and f"测试正确率 {report['test']['accuracy']:.2%}" in printed
+    assert report["iterations"] == 20 and f"测试准确率 {report['test']['accuracy']:.2%}" in printed
     assert "synthetic, test split, 5-way 1-shot" in printed and "95 % interval over 4 episodes" in printed
     for label in ("cross", "stairs", "gate"):  # each is taken for itself
         assert any(line.split()[1:2] == [label] for line in printed.splitlines() if f"{label}.png" in line)
