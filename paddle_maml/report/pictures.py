@@ -34,15 +34,10 @@ def draw_plots(
     names = list(dict.fromkeys(name for _, lines, _ in panels for name in lines))
     colours = dict(zip(names, COLOURS))
     rows = -(-len(panels) // columns)
-    image = Image.new("RGB", (PANEL_WIDTH * columns, PANEL_HEIGHT * rows + _LEGEND), "white")
-    draw, x = ImageDraw.Draw(image), 36
-    for name in names:
-        draw.line([(x, 11), (x + 18, 11)], colours[name], 2)
-        draw.text((x + 24, 5), name, BLACK)
-        x += 48 + 6 * len(name)
+    image, draw, below = _with_legend(names, PANEL_WIDTH * columns, PANEL_HEIGHT * rows)
     for number, (title, lines, lowest) in enumerate(panels):
         row, column = divmod(number, columns)
-        _panel(draw, column * PANEL_WIDTH, row * PANEL_HEIGHT + _LEGEND, title, lines, lowest, colours)
+        _panel(draw, column * PANEL_WIDTH, row * PANEL_HEIGHT + below, title, lines, lowest, colours)
     return image
 
 
@@ -83,15 +78,10 @@ def draw_functions(
         )
         for axis in (0, 1)
     )
-    image = Image.new("RGB", (PANEL_WIDTH * len(panels), PANEL_HEIGHT + _LEGEND), "white")
-    draw, right = ImageDraw.Draw(image), 36
-    for name, colour in zip(names, COLOURS):
-        draw.line([(right, 11), (right + 18, 11)], colour, 2)
-        draw.text((right + 24, 5), name, BLACK)
-        right += 48 + 6 * len(name)
+    image, draw, below = _with_legend(names, PANEL_WIDTH * len(panels), PANEL_HEIGHT)
     width, height = PANEL_WIDTH - _LEFT - _RIGHT, PANEL_HEIGHT - _TOP - _BOTTOM
     for number, (title, lines, points) in enumerate(panels):
-        left, top = number * PANEL_WIDTH + _LEFT, _LEGEND + _TOP
+        left, top = number * PANEL_WIDTH + _LEFT, below + _TOP
 
         def place(x, y, left=left, top=top):
             across, up = (x - xs.min()) / np.ptp(xs), (y - ys.min()) / max(np.ptp(ys), 1e-9)
@@ -320,6 +310,24 @@ def png(image: Image.Image) -> bytes:
     data = io.BytesIO()
     image.save(data, "PNG")
     return data.getvalue()
+
+
+def _with_legend(names, width, height):
+    """A white image of a height below a legend, which has as many rows as its names need; the pen; and the
+    legend's height."""
+    places, x, y = [], 36, 0
+    for name in names:
+        wide = 48 + 6 * len(name)
+        if x > 36 and x + wide > width:
+            x, y = 36, y + _LEGEND
+        places.append((x, y))
+        x += wide
+    image = Image.new("RGB", (width, y + _LEGEND + height), "white")
+    draw = ImageDraw.Draw(image)
+    for name, colour, (x, y) in zip(names, COLOURS, places):
+        draw.line([(x, y + 11), (x + 18, y + 11)], colour, 2)
+        draw.text((x + 24, y + 5), name, BLACK)
+    return image, draw, y + _LEGEND
 
 
 def _panel(draw, left, top, title, lines, lowest, colours):

@@ -113,3 +113,11 @@ def test_names_that_the_font_has_no_letters_for_are_drawn_as_question_marks():
     np.testing.assert_array_equal(*map(np.asarray, sheets))
     matrices = [pictures.draw_matrix(np.eye(1), [name], ("row", "column")) for name in ("\u5c71", "?")]
     np.testing.assert_array_equal(*map(np.asarray, matrices))
+
+
+def test_a_legend_of_many_names_has_further_rows():
+    names = [f"the name of line {number}" for number in range(len(pictures.COLOURS))]
+    image = pictures.draw_plots([("", {name: [(0, 1.0), (1, 1.0)] for name in names}, 0)] * 2, 2)
+    below = image.height - pictures.PANEL_HEIGHT
+    for colour in pictures.COLOURS:
+        assert len(pixels(image.crop((0, 0, image.width, below)), colour)) >= 30
