@@ -99,8 +99,7 @@ def _evaluate(arguments):
     parser.add_settings(_EVALUATED, _EVAL_OPTIONS)
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in list(given) if name not in _EVALUATED}
-    if all(asked["weights"] or [""]) == bool(asked["pretrained"]):
-        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    _require_one(asked["pretrained"], *(asked["weights"] or [None]))
     if asked["ensemble"] or len(asked["weights"] or []) > 1:
         for name in ("pretrained", "analyse", "time", *own):
             if asked[name]:
@@ -319,15 +318,23 @@ def _draw(parser, arguments):
     parser.add_settings([name for name in _EVALUATED if name not in _OF_EPISODES], _EVAL_OPTIONS)
     given = parser.parse(arguments)
     asked = {name: given.pop(name) for name in ("pretrained", "weights", "host", "port")}
-    named = asked["pretrained"], asked["weights"]
-    if "" in named or None not in named:
-        raise UserError("Give either --weights or --pretrained, and not an empty one.")
-    if asked["weights"] is None:
-        asked["pretrained"] = asked["pretrained"] or "5way-1shot"
+    if asked["weights"] is None and asked["pretrained"] is None:
+        asked["pretrained"] = "5way-1shot"
+    _require_one(asked["pretrained"], asked["weights"])
     import_paddle()
     from .draw import run
 
     run(asked, given)
+
+
+def _require_one(pretrained, *weights):
+    """UserError unless either shipped weights or a run's are named."""
+    if "" in (pretrained, *weights):
+        raise UserError(f"--{'pretrained' if pretrained == '' else 'weights'} is empty: name weights.")
+    if pretrained is None and weights[0] is None:
+        raise UserError("No weights are named: give --pretrained NAME or --weights PATH.")
+    if pretrained is not None and weights[0] is not None:
+        raise UserError(f"Both --pretrained {pretrained} and --weights {weights[0]} are named: give one.")
 
 
 def _port(text):
@@ -348,8 +355,8 @@ def _episode(parser, arguments):
     pretrained, weights, number, output = (
         given.pop(name) for name in ("pretrained", "weights", "number", "output")
     )
-    if bool(pretrained) == bool(weights):
-        raise UserError("Give either --weights or --pretrained, and not an empty one.")
+    _require_one(pretrained, weights)
+    given.setdefault("test_k_query", 2)
     if not 0 <= number < 2**31:
         raise UserError(f"--number is {number}, but must be 0 to {2**31 - 1}.")
     check_target(output, "--output")

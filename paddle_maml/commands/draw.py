@@ -30,6 +30,11 @@ def run(asked: dict, given: dict) -> None:
     require_gradio()
     with _listener(asked["host"], asked["port"]) as listener:
         classifier, _, _ = chosen_classifier(asked["pretrained"], asked["weights"], given)
+        if classifier.settings.in_channels != 1:
+            raise UserError(
+                f"--weights is of images with {classifier.settings.in_channels} channels, but drawings are "
+                "grey: name other weights."
+            )
         # Here, because Gradio takes seconds to import, and a mistake in the options should not wait.
         from ..page.app import application, serve
 

@@ -106,9 +106,11 @@ def require_classes(settings: Settings, parts: dict[str, ImageSet], way_out: str
     for part, images in parts.items() if settings.of_folder else ():
         if len(images.classes) < settings.n_way:
             counts = ", ".join(f"{name} {len(images.classes)}" for name, images in parts.items())
+            found = "1 class" if len(images.classes) == 1 else f"{len(images.classes)} classes"
+            lower = "lower it, " if len(images.classes) > 1 else ""
             raise UserError(
-                f"n_way is {settings.n_way}, but {part} has {len(images.classes)} classes of {images.name} "
-                f"({counts}): lower it, {way_out}."
+                f"n_way is {settings.n_way}, but {part} has {found} of {images.name} ({counts}): {lower}"
+                f"{way_out}."
             )
 
 

@@ -113,11 +113,17 @@ def images_of(source: Any, labels: Any = None, what: str = "the queries") -> Ite
     number = -1
     for number, item in enumerate(images):
         label = None if labels is None else labels[number]
-        if not isinstance(label, Hashable):
-            raise UserError(f"A label is {label!r}, which is no text and no number.")
+        if not _is_label(label):
+            raise UserError(f"A label is {label!r}, which is no text of one line and no number.")
         yield _one(item, label, f"image {number} of {what}")
     if number < 0:
         raise UserError(f"There are no images in {what}: give one at least.")
+
+
+def _is_label(label):
+    if isinstance(label, str):
+        return label.splitlines() == [label]
+    return label is None or isinstance(label, Hashable) and label == label  # NaN is not
 
 
 def _several(source, what):
@@ -187,4 +193,9 @@ def _listed(folder):
 
 
 def _is_image_name(path):
-    return path.suffix.lower() in SUFFIXES and not path.is_dir()
+    suffix = path.suffix.lower()
+    if suffix in SUFFIXES or path.is_dir():
+        return not path.is_dir()
+    if suffix in Image.registered_extensions():
+        raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}: convert it, or move it away.")
+    return False

@@ -2,13 +2,14 @@
 
 import re
 import socket
+import types
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 from tiny_run import ROOT
 
-from paddle_maml.commands import cli
+from paddle_maml.commands import cli, draw
 
 
 @pytest.fixture
@@ -64,15 +65,22 @@ def test_without_gradio(gradio_is, capfd, release, why):
         (["--host", "x" * 300], "cannot be served at --host 'xxx"),
         (["--pretrained", "5way"], "5way"),
         (["--weights", "absent"], "There is no file or folder absent"),
-        (["--weights", "x", "--pretrained", "y"], "Give either --weights or --pretrained"),
-        (["--weights", ""], "Give either --weights or --pretrained, and not an empty one"),
-        (["--pretrained", ""], "Give either --weights or --pretrained, and not an empty one"),
+        (["--weights", "x", "--pretrained", "y"], "Both --pretrained y and --weights x are named"),
+        (["--weights", ""], "--weights is empty"),
+        (["--pretrained", ""], "--pretrained is empty"),
         (["--episodes", "3"], "unknown option --episodes"),
     ],
 )
 def test_mistakes(gradio_is, capfd, arguments, sentence):
     gradio_is("6.18.0")
     assert sentence in fails(capfd, "--port", "0", *arguments)
+
+
+def test_weights_of_colour_images(gradio_is, monkeypatch, capfd):
+    gradio_is("6.18.0")
+    colour = types.SimpleNamespace(settings=types.SimpleNamespace(in_channels=3))
+    monkeypatch.setattr(draw, "chosen_classifier", lambda *_: (colour, None, None))
+    assert "--weights is of images with 3 channels, but drawings are grey" in fails(capfd, "--port", "0")
 
 
 def test_a_port_that_is_taken(gradio_is, capfd):

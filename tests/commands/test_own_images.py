@@ -158,6 +158,9 @@ def test_what_is_wrong_with_a_folder_is_said_in_a_sentence(painted, tmp_path, ca
     ):
         fails(capfd, cli.main_train, of_folder(folder, new, **changes), *parts)
         assert not new.exists()
+    few = paint(tmp_path / "few", 5)
+    one = "val has 1 class of folder:few (train 3, val 1, test 1): add classes"
+    fails(capfd, cli.main_train, of_folder(few, new), one)
     for option in ("--in-channels=3", "--split-seed=3"):
         fails(capfd, cli.main_train, ["--preset", "quickstart", option], "but the dataset is no folder")
 

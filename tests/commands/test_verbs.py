@@ -24,7 +24,7 @@ def test_without_a_command_it_lists_them(capfd):
         (["data", "--data-dir", "/nowhere"], "There is no Omniglot in /nowhere"),
         (["pretrained", "add", "/nowhere", "new"], "has not come to its end"),
         (["episode", "--pretrained", "20way-1shot", "--output", "x.png"], "colours for 9 classes"),
-        (["episode", "--output", "x.png"], "Give either --weights or --pretrained"),
+        (["episode", "--output", "x.png"], "No weights are named: give --pretrained NAME or --weights PATH"),
         (["episode", "--pretrained", "5way-1shot", "--number=-1", "--output", "x.png"], "--number is -1"),
     ],
 )

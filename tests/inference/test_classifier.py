@@ -128,13 +128,20 @@ def test_fewer_classes_and_uneven_shots(classifier, drawn, tmp_path):
         ("one", None, "The support set has 1 classes"),
         ("flat", None, "flat/00.png has no label"),
         ("six", LABELS, "which names the labels: leave labels out"),
+        ("moving", None, "moving/a/x.GIF is none of .png, .jpg, .jpeg, .bmp, .webp: convert it, or move it"),
         ("words", None, "words/a/00.png is no PNG, JPEG, BMP or WebP image"),
         (
             np.zeros((2, 28, 28), np.uint8),
             ["a"],
             "the support set has 2 images and 1 labels: give one for each",
         ),
-        (np.eye(28, dtype=np.uint8)[None] * 99, [[1]], "A label is .1., which is no text and no number"),
+        (np.eye(28, dtype=np.uint8)[None] * 99, [[1]], "A label is .1., which is no text of one line"),
+        (
+            np.eye(28, dtype=np.uint8)[None] * 99,
+            ["a\nb"],
+            r"A label is 'a\\nb', which is no text of one line",
+        ),
+        (np.eye(28, dtype=np.uint8)[None] * 99, [float("nan")], "A label is nan, which is no text of one"),
         (np.zeros((2, 28, 28), int), ["a", "b"], "must be a Pillow image, or an array of uint8"),
         (np.zeros((1, 2, 3, 4, 5), np.uint8), None, "is an array of shape .1, 2, 3, 4, 5., but must be"),
         ([], [], "There are no images in the support set"),
@@ -152,6 +159,8 @@ def test_support_sets_that_are_none(classifier, drawn, tmp_path, monkeypatch, su
     write_folder(".", drawn[:1, :1], ["flat"])
     (tmp_path / "words/a/00.png").write_text("words")
     Image.fromarray(drawn[0, 0]).save("mixed/x.png")
+    write_folder("moving", drawn[:2, :1], "ab")
+    Image.fromarray(drawn[0, 0]).save("moving/a/x.GIF")
     with pytest.raises(UserError, match=message) as raised:
         classifier.adapt(support, labels)
     assert "\n" not in str(raised.value)
