@@ -94,7 +94,7 @@ def test_weights_that_are_not_the_cards_are_refused(shelf, capsys):
     assert cli.main_eval(["--pretrained", "other"]) == 2
     assert "there are: tiny" in capsys.readouterr().err
     assert cli.main_eval(["--pretrained", "tiny", "--weights", "x"]) == 2
-    assert "either --weights or --pretrained" in capsys.readouterr().err
+    assert "Both --pretrained tiny and --weights x are named" in capsys.readouterr().err
 
 
 def test_classes_that_weights_were_trained_on_are_counted():
