@@ -182,6 +182,9 @@ def test_the_page_of_learners_has_their_table(monkeypatch):
     page = Path("docs", "learners.md").read_text(encoding="utf-8")
     files = re.search(r"\npython -m paddle_maml results learners (.*)\n", page).group(1).split()
     assert len(files) > 4 and comparison.table(files) in page
+    section = Path("README.md").read_text(encoding="utf-8").split("## Other learners")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| .* ± .* \|$", section, re.M)
+    assert len(rows) > 2 and all(row.split("|", 2)[2] in page for row in rows)
 
 
 @pytest.mark.parametrize(
