@@ -344,7 +344,7 @@ def _port(text):
 
 
 def _episode(parser, arguments):
-    """Draw an episode of the test and the answers of weights to a PNG file."""
+    """Draw a test episode and the answers of weights to a PNG file; by default 2 query images a class."""
     add = parser.add_argument
     add("--pretrained", metavar="NAME", help="weights that come with the library, such as 5way-1shot")
     add("--weights", metavar="PATH", help="instead: run folder, checkpoint folder, or .pdparams")

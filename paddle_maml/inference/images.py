@@ -193,9 +193,10 @@ def _listed(folder):
 
 
 def _is_image_name(path):
+    """UserError for an image of another kind, which would be left out in silence."""
+    if path.is_dir():
+        return False
     suffix = path.suffix.lower()
-    if suffix in SUFFIXES or path.is_dir():
-        return not path.is_dir()
-    if suffix in Image.registered_extensions():
+    if suffix not in SUFFIXES and suffix in Image.registered_extensions():
         raise UserError(f"{shown(path)} is none of {', '.join(SUFFIXES)}: convert it, or move it away.")
-    return False
+    return suffix in SUFFIXES

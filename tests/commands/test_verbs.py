@@ -47,12 +47,12 @@ def test_an_episode_is_drawn_with_the_answers(tmp_path, capfd):
         "5way-1shot",
         "--dataset",
         "synthetic",
-        "--k-query",
-        "2",
         "--output",
         str(target),
     ]
-    assert cli.main(["episode", *drawn]) == 0
+    assert cli.main(["episode", *drawn, "--k-query", "2"]) == 0
+    said = target.read_bytes()
+    assert cli.main(["episode", *drawn]) == 0 and target.read_bytes() == said  # the default
     with Image.open(target) as image:
         colours = {colour for _, colour in image.getcolors(2**20)}
     # An answer for each class; between the images the page shows through.
