@@ -131,11 +131,12 @@ def _run(asked, name, found, settings):
             report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
             print(times_line(report["times"]))
     report.update(
-        weights=name or (os.path.abspath(found[0][0].path) if len(found) == 1 else asked["weights"]),
+        weights=name or (asked["weights"][0] if len(found) == 1 else asked["weights"]),
+        sha256=digest_of(found[0][0].data) if len(found) == 1 else None,
         classes_trained_on=seen,
         environment=environment(device),
         command=asked["command"],
-        settings=settings.as_dict(),
+        settings=settings.portable().as_dict(),
     )
     if asked["analyse"]:
         (write_regression if regression else write_analysis)(asked["analyse"], report, pictures)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import shlex
@@ -57,6 +58,18 @@ def test_eval_of_a_run_folder_repeats_the_runs_test(run_folder, capfd, tmp_path)
         evaluation, report = json.load(file), json.load(other)
     assert evaluation["evaluation"] == report["test"]
     assert "transductive" in capfd.readouterr().out
+
+
+def test_the_json_of_eval_has_no_path_that_was_not_given(run_folder, monkeypatch, tmp_path):
+    folder = Path(run_folder[0]).resolve()
+    monkeypatch.chdir(folder.parent)
+    target = tmp_path / "result.json"
+    assert cli.main_eval(["--weights", folder.name, "--episodes", "2", "--json", str(target)]) == 0
+    text = target.read_text()
+    report = json.loads(text)
+    assert str(folder.parent) not in text and report["weights"] == folder.name
+    best = checkpoint.read_best(str(folder)).files[checkpoint.BEST]
+    assert report["sha256"] == hashlib.sha256(best).hexdigest()
 
 
 def test_eval_takes_files_parts_and_other_settings(run_folder, capfd, tmp_path):
