@@ -3,8 +3,8 @@
 #
 #     docs/readers/all.sh FOLDER [EPISODES] [ITERATIONS]
 #
-# FOLDER gets two exports, of ten meta-iterations in float64 and of ITERATIONS (300) in float32, with the traces,
-# table.md and curves.png. A trace that is there already is kept. A framework may have a Python of its own:
+# FOLDER gets three exports, of ten meta-iterations in float64 and in float32, and of ITERATIONS (300) in float32,
+# with the traces, table.md and curves.png. A trace that is there already is kept. A framework may have a Python of its own:
 #
 #     TORCH_PYTHON=... JAX_PYTHON=... TENSORFLOW_PYTHON=... MINDSPORE_PYTHON=... LEARN2LEARN_PYTHON=... HIGHER_PYTHON=...
 set -euo pipefail
@@ -19,8 +19,11 @@ if [ ! -e "$folder/long/interchange.json" ]; then
     setting=(--preset quickstart --meta-batch 4)
     $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations 10 --episodes 100 \
         --dtypes float64 --output "$folder/ten"
-    $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations "$iterations" \
-        --episodes "$episodes" --dtypes float32 --output "$folder/long"
+    for run in "short 10" "long $iterations"; do
+        read -r name count <<<"$run"
+        $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations "$count" \
+            --episodes "$episodes" --dtypes float32 --output "$folder/$name"
+    done
 fi
 while read -r reader package orders; do
     variable=${package^^}_PYTHON
@@ -30,7 +33,7 @@ while read -r reader package orders; do
         continue
     fi
     for order in $orders; do
-        for run in "ten float64" "long float32"; do
+        for run in "ten float64" "short float32" "long float32"; do
             read -r name dtype <<<"$run"
             trace="$folder/$name/traces/${reader%.py}-order$order.npz"
             [ -e "$trace" ] && continue
@@ -51,5 +54,5 @@ tensorflow_loop.py tensorflow 1 2
 mindspore_loop.py mindspore 1
 paddle_loop.py paddle 1
 READERS
-"$python" -m paddle_maml interchange table "$folder/ten" "$folder/long" --picture "$folder/curves.png" \
+"$python" -m paddle_maml interchange table "$folder"/{ten,short,long} --picture "$folder/curves.png" \
     | tee "$folder/table.md"

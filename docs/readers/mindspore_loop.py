@@ -1,8 +1,7 @@
-"""MAML in MindSpore, task by task in PyNative mode, on an export of ../interchange.md. Needs: numpy,
+"""MAML in MindSpore, a task at a time as a compiled graph, on an export of ../interchange.md. Needs: numpy,
 mindspore.
 
 Convolution and pooling are made of slices, products and maxima: MindSpore's own have no float64 on a CPU.
-First order: the second derivatives that nested gradients give in 2.10 are not ours, see ../interchange.md.
 
 python mindspore_loop.py EXPORT TRACE.npz --order 1 --dtype float64
 """
@@ -25,7 +24,7 @@ def convolution(x, weight, stride):
         ops.zeros((images, 1, width + 2, channels), x.dtype),
     )
     x = ops.cat((row, ops.cat((column, x, column), 2), row), 1)
-    rows = ops.cat([x[:, i : i + height, j : j + width] for i in range(3) for j in range(3)], 3)
+    rows = ops.cat([x[:, k // 3 : k // 3 + height, k % 3 : k % 3 + width] for k in range(9)], 3)
     rows = corner(rows, 0, 0) if stride == 2 else rows
     flat = ops.matmul(rows.reshape(-1, 9 * channels), weight.transpose(2, 3, 1, 0).reshape(9 * channels, -1))
     return flat.reshape(*rows.shape[:3], -1)
@@ -71,17 +70,19 @@ def loss_of(theta, x, y):
 def adapt(theta, x, y, steps):
     """theta_0 .. theta_steps of one task."""
     thetas, rate = [theta], ms.Tensor(problem["inner_lr"], x.dtype)  # a float would be rounded to float32
-    gradient = ms.grad(lambda point: loss_of(point, x, y), 0)
     for _ in range(steps):
-        by_theta = gradient(thetas[-1])
-        thetas.append(thetas[-1] - rate * ops.stop_gradient(by_theta))
+        by_theta = ms.grad(loss_of, 0)(thetas[-1], x, y)
+        thetas.append(thetas[-1] - rate * (by_theta if options.order == 2 else ops.stop_gradient(by_theta)))
     return thetas
 
 
+@ms.jit
 def losses_by_step(theta, x_spt, y_spt, x_qry, y_qry):
     """Support and query losses of one task at theta_0 .. theta_K."""
     thetas = adapt(theta, x_spt, y_spt, problem["inner_steps"])
-    return [[float(loss_of(theta, *one)) for theta in thetas] for one in ((x_spt, y_spt), (x_qry, y_qry))]
+    return [loss_of(theta, x_spt, y_spt) for theta in thetas], [
+        loss_of(theta, x_qry, y_qry) for theta in thetas
+    ]
 
 
 def score(theta, x_spt, y_spt, x_qry, y_qry, steps):
@@ -90,10 +91,16 @@ def score(theta, x_spt, y_spt, x_qry, y_qry, steps):
     return loss_of(theta, x_qry, y_qry), (logits(theta, x_qry).argmax(1) == y_qry).astype(x_qry.dtype).mean()
 
 
-def meta_gradient(theta, *task, steps):
-    """What `score` returns, and the gradient by the initial parameters."""
-    results, gradient = ms.value_and_grad(lambda start: score(start, *task, steps), 0, has_aux=True)(theta)
-    return results, parts(gradient)
+@ms.jit
+def tested(theta, *task):
+    return score(theta, *task, problem["test_inner_steps"])
+
+
+def trained(theta, *task):
+    return score(theta, *task, problem["inner_steps"])
+
+
+meta_gradient = ms.jit(ms.value_and_grad(trained, 0, has_aux=True))
 
 
 def episode(part, number):
@@ -129,18 +136,19 @@ def adam_step(params, moments, gradients, iteration):
 
 
 def train(weights, episodes, test):
-    parameters, size, steps = problem["parameters"], problem["meta_batch"], problem["inner_steps"]
+    parameters, size = problem["parameters"], problem["meta_batch"]
     names, trace = [parameter["name"] for parameter in parameters], {}
     params = [weights[name].astype(options.dtype) for name in names]
     moments = [[np.zeros_like(p), np.zeros_like(p)] for p in params]
     by_step = [losses_by_step(vector(params), *episode(episodes, number)) for number in range(size)]
-    trace.update(zip(("support_loss", "query_loss"), (np.array(losses, float) for losses in zip(*by_step))))
+    for name, losses in zip(("support_loss", "query_loss"), zip(*by_step)):
+        trace[name] = np.array([[float(loss) for loss in of_task] for of_task in losses])
     by_iteration = {"loss": [], "accuracy": [], "seconds": []}
     for iteration in range(problem["iterations"]):
         tasks = [episode(episodes, iteration * size + number) for number in range(size)]
         began = time.perf_counter()
-        results = [meta_gradient(vector(params), *task, steps=steps) for task in tasks]
-        by_task = zip(*(gradients for _, gradients in results))
+        results = [meta_gradient(vector(params), *task) for task in tasks]
+        by_task = zip(*(parts(gradient) for _, gradient in results))
         gradients = [
             np.mean([g.asnumpy() for g in of_tasks], axis=0) * (not parameter["zero_gradient"])
             for parameter, of_tasks in zip(parameters, by_task)
@@ -157,10 +165,7 @@ def train(weights, episodes, test):
         if iteration + 1 in problem["weights_after"]:
             trace.update({f"weights_after_{iteration + 1}/{name}": p for name, p in zip(names, params)})
     tests = [
-        [
-            float(figure)
-            for figure in score(vector(params), *episode(test, n), steps=problem["test_inner_steps"])
-        ]
+        [float(figure) for figure in tested(vector(params), *episode(test, n))]
         for n in range(len(test["query"]))
     ]
     trace.update(zip(("test_loss", "test_accuracy"), np.array(tests, float).T))
@@ -170,7 +175,7 @@ def train(weights, episodes, test):
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("export", type=Path)
 parser.add_argument("trace", type=Path)
-parser.add_argument("--order", type=int, choices=(1,), default=1)
+parser.add_argument("--order", type=int, choices=(1, 2), default=2)
 parser.add_argument("--dtype", choices=("float32", "float64"), default="float64")
 options = parser.parse_args()
 problem = json.loads((options.export / "interchange.json").read_text(encoding="utf-8"))

@@ -45,41 +45,62 @@ def collect(folders: list[str]) -> dict[str, dict[tuple[int, str], list[tuple[Tr
 
 
 def table(folders: list[str]) -> str:
-    """A table in Markdown, a line for each reader: versions, the largest difference in float64, and accuracy,
-    seconds and memory in float32, where there is a trace of that kind. Of several, the one with most
-    meta-iterations counts for the latter."""
+    """A table in Markdown, a line for each reader: versions; the largest difference in float64; in float32
+    the accuracy after each number of meta-iterations, and seconds and memory where they are most."""
+    readers = collect(folders)
+    lengths = sorted(
+        {_length(trace) for traces in readers.values() for trace in _of(traces, ORDERS, "float32")}
+    )
     head = ["framework", "reader (lines)"]
-    for order in ORDERS:
-        head.append(f"largest difference, float64, order {order}")
-    for order in ORDERS:
-        head += [f"accuracy, %, order {order}", f"s, order {order}", f"MiB, order {order}"]
+    head += [f"largest difference, float64, order {order}" for order in ORDERS]
+    head += [f"accuracy after {length}, %, order {order}" for length in lengths for order in ORDERS]
+    head += [f"{figure}, order {order}" for figure in ("s", "MiB") for order in ORDERS]
     lines = [head, ["---"] * len(head)]
-    for reader, traces in collect(folders).items():
+    for reader, traces in readers.items():
         about = next(iter(traces.values()))[0][0].about
         count = f" ({about['lines']})" if isinstance(about.get("lines"), int) else ""
         line = [f"{about['framework']} {about['framework_version']}", reader + count]
         for order in ORDERS:
             differences = [d for _, d in traces.get((order, "float64"), []) if d is not None]
             line.append(f"{max(differences):.0e}" if differences else "")
-        for order in ORDERS:
-            line += _figures([trace for trace, _ in traces.get((order, "float32"), [])])
+        line += [_accuracy(_of(traces, [order], "float32"), length) for length in lengths for order in ORDERS]
+        longest = [_longest(traces, order) for order in ORDERS]
+        line += [figure(trace) if trace else "" for figure in (_seconds, _memory) for trace in longest]
         lines.append(line)
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def _figures(traces):
-    """Accuracy, seconds of a meta-iteration and memory of the longest of some traces, as texts."""
-    if not traces:
-        return ["", "", ""]
-    trace = max(traces, key=lambda trace: len(trace.arrays["loss"]))
+def _of(traces, orders, dtype):
+    return [trace for order in orders for trace, _ in traces.get((order, dtype), [])]
+
+
+def _longest(traces, order):
+    """Of a reader's traces in float32 that of most meta-iterations, or None."""
+    return max(_of(traces, [order], "float32"), key=_length, default=None)
+
+
+def _length(trace):
+    """The meta-iterations of a trace."""
+    return len(trace.arrays["loss"])
+
+
+def _accuracy(traces, length):
+    trace = next((trace for trace in traces if _length(trace) == length), None)
+    if trace is None:
+        return ""
     mean, interval = mean_and_interval(100 * trace.arrays["test_accuracy"])
-    seconds = np.median(trace.arrays["seconds"][1:] if len(trace.arrays["seconds"]) > 1 else [np.nan])
+    return f"{mean:.2f} ± {interval:.2f}"
+
+
+def _seconds(trace):
+    """Those of a meta-iteration, the median; the first one, with what is made once, is left out."""
+    seconds = trace.arrays["seconds"][1:]
+    return f"{np.median(seconds):.3g}" if len(seconds) else ""
+
+
+def _memory(trace):
     memory = trace.about.get("memory_bytes")
-    return [
-        f"{mean:.2f} ± {interval:.2f}",
-        f"{seconds:.3g}",
-        f"{memory / 2**20:.0f}" if isinstance(memory, int) and memory else "",
-    ]
+    return f"{memory / 2**20:.0f}" if isinstance(memory, int) and memory else ""
 
 
 def draw(folders: list[str], path: str | os.PathLike) -> None:
@@ -89,10 +110,12 @@ def draw(folders: list[str], path: str | os.PathLike) -> None:
         for order in ORDERS:
             lines = {}
             for traces in collect(folders).values():
-                for trace, _ in traces.get((order, "float32"), []):
-                    values = trace.arrays[quantity]
-                    blocks = [values[i : i + SMOOTHED] for i in range(0, len(values), SMOOTHED)]
-                    points = [(SMOOTHED * (i + 1), float(b.mean())) for i, b in enumerate(blocks)]
-                    lines[trace.about["framework"]] = points
+                trace = _longest(traces, order)
+                if trace is None:
+                    continue
+                values = trace.arrays[quantity]
+                blocks = [values[i : i + SMOOTHED] for i in range(0, len(values), SMOOTHED)]
+                points = [(SMOOTHED * (i + 1), float(b.mean())) for i, b in enumerate(blocks)]
+                lines[trace.about["framework"]] = points
             panels.append((f"{quantity} of the query sets, order {order}", lines, 0))
     write_whole(path, png(draw_plots(panels, columns=len(ORDERS))))
