@@ -252,7 +252,9 @@ PRESETS = {
     "reptile-20way-1shot": dict(_REPTILE_20WAY, k_shot=1, k_query=9),
     "reptile-20way-5shot": dict(_REPTILE_20WAY, k_shot=5, k_query=5),
     "lstm-5way-1shot": dict(_LSTM, k_shot=1, iterations=30000),
-    "lstm-5way-5shot": dict(_LSTM, k_shot=5, iterations=15000),
+    "lstm-5way-5shot": dict(
+        _LSTM, k_shot=5, start_from="lstm-5way-1shot", meta_lr=0.001, iterations=5000, val_every=1000
+    ),
     "fine-tuning": dict(_FINE_TUNING, head="linear"),
     "fine-tuning-cosine": dict(_FINE_TUNING, head="cosine"),
     "mlp-5way-1shot": dict(_MLP, k_shot=1, k_query=5, iterations=20000),
