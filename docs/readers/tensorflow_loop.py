@@ -13,6 +13,11 @@ import numpy as np
 import tensorflow as tf
 
 
+def mean(x):
+    """Over all pixels; at once TensorFlow adds them up one by one, which costs float32 a digit and more."""
+    return tf.reduce_mean(tf.reduce_mean(x, (1, 2)), 0)
+
+
 def logits(params, x):
     stride = 2 if problem["architecture"] == "stride" else 1
     x = tf.transpose(x, (0, 2, 3, 1))
@@ -23,8 +28,8 @@ def logits(params, x):
         x = tf.nn.conv2d(x, tf.transpose(weight, (2, 3, 1, 0)), stride, "VALID") + bias
         # Not by tf.nn.moments: it takes the mean for a constant in the variance, whose second derivative is
         # then wrong.
-        x = x - tf.reduce_mean(x, (0, 1, 2))
-        variance = tf.reduce_mean(x * x, (0, 1, 2))
+        x = x - mean(x)
+        variance = mean(x * x)
         x = x * tf.math.rsqrt(variance + problem["batch_norm_epsilon"]) * scale + shift
         x = tf.nn.relu(x)
         x = tf.nn.max_pool2d(x, 2, 2, "VALID") if stride == 1 else x
