@@ -128,7 +128,8 @@ _REPTILE_20WAY = dict(
 )
 
 # Raghu et al. 2020, who take MAML's own numbers. As `_BEST`, but with several inner steps, which cost little
-# where the head alone is adapted, and a larger rate: the head has to move further by itself.
+# where the head alone is adapted, and a larger rate: the head has to move further by itself. All begin with
+# 20-way 1-shot, as the `best-*` presets do.
 _ANIL = dict(
     learner="anil",
     order=2,
@@ -140,19 +141,9 @@ _ANIL = dict(
     meta_lr_schedule="cosine",
     log_every=100,
 )
-_ANIL_5WAY = dict(
-    _ANIL, n_way=5, k_query=15, meta_batch=8, iterations=20000, val_every=2000, val_episodes=500
-)
-_ANIL_20WAY = dict(
-    _ANIL,
-    n_way=20,
-    k_query=5,
-    meta_batch=4,
-    iterations=40000,
-    val_every=2000,
-    val_episodes=100,
-    test_episodes=600,
-)
+_ANIL_5WAY = dict(_ANIL, n_way=5, k_query=15, meta_batch=8, val_episodes=500)
+_ANIL_20WAY = dict(_ANIL, n_way=20, k_query=5, meta_batch=4, val_episodes=100, test_episodes=600)
+_FROM_ANIL = dict(start_from="anil-20way-1shot", meta_lr=0.0005)
 
 # Santoro et al. 2016 take 100,000 meta-iterations of 16 episodes, with rotations. Few query images: more
 # tasks in the time that a CPU has. Eight for each of two processes, as batch norm takes them together.
@@ -243,10 +234,10 @@ PRESETS = {
     "prototypical-5way-5shot": dict(_PROTOTYPICAL, n_way=5, k_shot=5),
     "prototypical-20way-1shot": dict(_PROTOTYPICAL, n_way=20, k_shot=1, test_episodes=600),
     "prototypical-20way-5shot": dict(_PROTOTYPICAL, n_way=20, k_shot=5, test_episodes=600),
-    "anil-5way-1shot": dict(_ANIL_5WAY, k_shot=1),
-    "anil-5way-5shot": dict(_ANIL_5WAY, k_shot=5),
-    "anil-20way-1shot": dict(_ANIL_20WAY, k_shot=1),
-    "anil-20way-5shot": dict(_ANIL_20WAY, k_shot=5),
+    "anil-20way-1shot": dict(_ANIL_20WAY, k_shot=1, iterations=20000, val_every=2000),
+    "anil-20way-5shot": dict(_ANIL_20WAY, **_FROM_ANIL, k_shot=5, iterations=3000, val_every=500),
+    "anil-5way-1shot": dict(_ANIL_5WAY, **_FROM_ANIL, k_shot=1, iterations=3000, val_every=500),
+    "anil-5way-5shot": dict(_ANIL_5WAY, **_FROM_ANIL, k_shot=5, iterations=1500, val_every=250),
     "reptile-5way-1shot": dict(_REPTILE_5WAY, k_shot=1, k_query=9),
     "reptile-5way-5shot": dict(_REPTILE_5WAY, k_shot=5, k_query=5),
     "reptile-20way-1shot": dict(_REPTILE_20WAY, k_shot=1, k_query=9),
