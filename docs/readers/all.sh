@@ -51,7 +51,7 @@ learn2learn_maml.py learn2learn 1 2
 higher_maml.py higher 1 2
 jax_loop.py jax 1 2
 tensorflow_loop.py tensorflow 1 2
-mindspore_loop.py mindspore 1
+mindspore_loop.py mindspore 1 2
 paddle_loop.py paddle 1
 READERS
 "$python" -m paddle_maml interchange table "$folder"/{ten,short,long} --picture "$folder/curves.png" \
