@@ -6,25 +6,24 @@
 # FOLDER gets three exports, of ten meta-iterations in float64 and in float32, and of ITERATIONS (300) in float32,
 # with the traces, table.md and curves.png. A trace that is there already is kept. A framework may have a Python of its own:
 #
-#     TORCH_PYTHON=... JAX_PYTHON=... TENSORFLOW_PYTHON=... MINDSPORE_PYTHON=... LEARN2LEARN_PYTHON=... HIGHER_PYTHON=...
+#     PADDLE_PYTHON=... TORCH_PYTHON=... JAX_PYTHON=... TENSORFLOW_PYTHON=... MINDSPORE_PYTHON=... LEARN2LEARN_PYTHON=... HIGHER_PYTHON=...
+#
+# CORE=1 takes another core than the first.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
+folder=$(realpath -m "$1")
 cd "$here/../.."
-folder=$1 episodes=${2:-1000} iterations=${3:-300} python=${PADDLE_PYTHON:-python}
+episodes=${2:-1000} iterations=${3:-300} python=${PADDLE_PYTHON:-python}
 export OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 NPROC=1 TF_NUM_INTRAOP_THREADS=1 \
     TF_NUM_INTEROP_THREADS=1 TF_CPP_MIN_LOG_LEVEL=3
 one_core=$(command -v taskset >/dev/null && echo "taskset -c ${CORE:-0}" || true)
 
-if [ ! -e "$folder/long/interchange.json" ]; then
-    setting=(--preset quickstart --meta-batch 4)
-    $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations 10 --episodes 100 \
-        --dtypes float64 --output "$folder/ten"
-    for run in "short 10" "long $iterations"; do
-        read -r name count <<<"$run"
-        $one_core "$python" -m paddle_maml interchange export "${setting[@]}" --iterations "$count" \
-            --episodes "$episodes" --dtypes float32 --output "$folder/$name"
-    done
-fi
+for run in "ten 10 100 float64" "short 10 $episodes float32" "long $iterations $episodes float32"; do
+    read -r name count tests dtype <<<"$run"
+    [ -e "$folder/$name/interchange.json" ] || $one_core "$python" -m paddle_maml interchange export \
+        --preset quickstart --meta-batch 4 --iterations "$count" --episodes "$tests" --dtypes "$dtype" \
+        --output "$folder/$name"
+done
 while read -r reader package orders; do
     variable=${package^^}_PYTHON
     its_python=${!variable:-$python}
@@ -39,8 +38,8 @@ while read -r reader package orders; do
             [ -e "$trace" ] && continue
             mkdir -p "$folder/$name/traces"
             echo "$reader, order $order, $dtype"
-            $one_core "$its_python" "$here/$reader" "$folder/$name" "$trace" --order "$order" --dtype "$dtype" \
-                || { echo "$reader failed"; continue; }
+            $one_core "$its_python" "$here/$reader" "$folder/$name" "$folder/part.npz" --order "$order" \
+                --dtype "$dtype" && mv "$folder/part.npz" "$trace" || { echo "$reader failed"; continue; }
             "$python" -m paddle_maml interchange verify "$folder/$name" "$trace" | tail -n 1 || true
         done
     done

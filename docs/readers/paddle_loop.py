@@ -130,7 +130,7 @@ peak = status.read_text().split("VmHWM:")[1].split()[0] if status.exists() else 
 about = {
     "format": "paddle_maml trace", "version": 1, "export": problem["id"],
     "order": options.order, "dtype": options.dtype,
-    "framework": "PaddlePaddle, the loop of 2021", "framework_version": paddle.__version__,
+    "framework": "the loop of 2021, PaddlePaddle", "framework_version": paddle.__version__,
     "reader": Path(__file__).name, "lines": len(Path(__file__).read_text(encoding="utf-8").splitlines()),
     "memory_bytes": int(peak) * 1024,
 }  # fmt: skip

@@ -116,7 +116,7 @@ peak = status.read_text().split("VmHWM:")[1].split()[0] if status.exists() else 
 about = {
     "format": "paddle_maml trace", "version": 1, "export": problem["id"],
     "order": options.order, "dtype": options.dtype,
-    "framework": "PyTorch, loop", "framework_version": torch.__version__,
+    "framework": "loop, PyTorch", "framework_version": torch.__version__.split("+")[0],
     "reader": Path(__file__).name, "lines": len(Path(__file__).read_text(encoding="utf-8").splitlines()),
     "memory_bytes": int(peak) * 1024,
 }  # fmt: skip

@@ -46,7 +46,7 @@ def collect(folders: list[str]) -> dict[str, dict[tuple[int, str], list[tuple[Tr
 
 def table(folders: list[str]) -> str:
     """A table in Markdown, a line for each reader: versions; the largest difference in float64; in float32
-    the accuracy after each number of meta-iterations, and seconds and memory where they are most."""
+    the accuracy after each number of meta-iterations, and seconds and memory of the longest run."""
     readers = collect(folders)
     lengths = sorted(
         {_length(trace) for traces in readers.values() for trace in _of(traces, ORDERS, "float32")}
@@ -95,7 +95,7 @@ def _accuracy(traces, length):
 def _seconds(trace):
     """Those of a meta-iteration, the median; the first one, with what is made once, is left out."""
     seconds = trace.arrays["seconds"][1:]
-    return f"{np.median(seconds):.3g}" if len(seconds) else ""
+    return f"{np.median(seconds):#.3g}" if len(seconds) else ""
 
 
 def _memory(trace):
@@ -105,17 +105,19 @@ def _memory(trace):
 
 def draw(folders: list[str], path: str | os.PathLike) -> None:
     """Write the query losses and accuracies of training in float32 as a picture: a column for each order."""
-    panels = []
+    panels, readers = [], collect(folders)
     for quantity in ("loss", "accuracy"):
         for order in ORDERS:
             lines = {}
-            for traces in collect(folders).values():
+            for traces in readers.values():
                 trace = _longest(traces, order)
                 if trace is None:
                     continue
                 values = trace.arrays[quantity]
                 blocks = [values[i : i + SMOOTHED] for i in range(0, len(values), SMOOTHED)]
-                points = [(SMOOTHED * (i + 1), float(b.mean())) for i, b in enumerate(blocks)]
+                points = [
+                    (min(SMOOTHED * (i + 1), len(values)), float(b.mean())) for i, b in enumerate(blocks)
+                ]
                 lines[trace.about["framework"]] = points
             panels.append((f"{quantity} of the query sets, order {order}", lines, 0))
     write_whole(path, png(draw_plots(panels, columns=len(ORDERS))))

@@ -22,7 +22,7 @@ NEEDS = {
     "learn2learn_maml.py": ("learn2learn", (1, 2)),
     "higher_maml.py": ("higher", (1, 2)),
     "tensorflow_loop.py": ("tensorflow", (1, 2)),
-    "mindspore_loop.py": ("mindspore", (1,)),
+    "mindspore_loop.py": ("mindspore", (1, 2)),
 }
 QUICK = [("pytorch_loop.py", 2)]
 
