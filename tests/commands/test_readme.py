@@ -56,6 +56,7 @@ SHORTER = {
     "--start-from runs/": SMALL + " --width 4",
     "--preset best-5way": SMALL,  # starts from weights of the full width
     "--preset best-20way-5shot": SMALL,
+    "--preset lstm-5way-5shot": SMALL,
     "--preset sinusoid": "--iterations 4 --val-episodes 2 --test-episodes 4",
     "--preset mlp": SMALL,
     "--preset fine-tuning": SMALL.replace("--k-query 1 ", "") + " --width 4",
