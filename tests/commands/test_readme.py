@@ -13,6 +13,8 @@ import pytest
 from drawn import drawings, write_folder
 from tiny_run import ROOT
 
+from paddle_maml.engine.presets import PRESETS
+
 # The pages go on from runs of the README's commands and of training.md's.
 README, *PAGES = (
     path.read_text(encoding="utf-8")
@@ -54,9 +56,8 @@ SHORTER = {
     "interchange convert": "",
     "docs/readers/": "",
     "--start-from runs/": SMALL + " --width 4",
-    "--preset best-5way": SMALL,  # starts from weights of the full width
-    "--preset best-20way-5shot": SMALL,
-    "--preset lstm-5way-5shot": SMALL,
+    # They start from weights of the full width.
+    **{f"--preset {name}": SMALL for name, settings in PRESETS.items() if "start_from" in settings},
     "--preset sinusoid": "--iterations 4 --val-episodes 2 --test-episodes 4",
     "--preset mlp": SMALL,
     "--preset fine-tuning": SMALL.replace("--k-query 1 ", "") + " --width 4",
