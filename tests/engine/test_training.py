@@ -515,9 +515,7 @@ def test_presets_start_from_weights_that_are_there_and_fit(name):
     settings = settings_from_preset(name)
     images = assembly.load_images(settings_from_preset("quickstart"))[0]["train"]
     learner = assembly.make_learner(settings, images)
-    last = [name for name in learner.state_dict() if name.startswith("linear") and name.endswith(".weight")][
-        -1
-    ]
+    *_, last = (name for name in learner.state_dict() if name.endswith(".weight"))
     fresh = learner.state_dict()[last].numpy().copy()
     load_weights(learner, provenance.start_weights(settings)[0], fit=True)
     assert (learner.state_dict()[last].numpy() != fresh).all()
