@@ -117,7 +117,8 @@ def _run(asked, name, found, settings):
     else:
         episodes = evaluation_episodes(settings, images)
         with as_tested(settings, learners) as tested:
-            result = evaluate(tested, episodes, settings.test_episodes, settings.steps_at_test)
+            how = {"steps": settings.steps_at_test, "every_step": settings.every_step_at_test}
+            result = evaluate(tested, episodes, settings.test_episodes, **how)
         if len(found) > 1:
             result["ensemble"] = [
                 {"file": os.path.basename(path), "sha256": digest_of(data)} for (path, data), _ in found

@@ -59,7 +59,9 @@ class Ensemble:
             # By way of logarithms, since a probability of zero has none.
             return (paddle.logsumexp(logs, axis=0) - float(np.log(len(outputs)))).numpy()
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def finetune(
+        self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None, every_step: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(scores, losses) of tasks, float64 (T, 1): those after the last step alone."""
         with paddle.no_grad():
             outputs = paddle.to_tensor(self.predict(x_spt, y_spt, x_qry, steps))

@@ -40,6 +40,7 @@ def evaluate(
     batch: int = 32,
     between: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
+    every_step: bool = True,
 ) -> dict:
     """Adapt to episodes 0 .. episodes - 1 and score their query sets. No weight changes.
 
@@ -51,20 +52,18 @@ def evaluate(
         batch: episodes built and handed over at a time; it changes memory only.
         between: called without arguments after each batch; what it raises ends the evaluation.
         ranks: the group of processes that the episodes of a batch are divided over; all get the same result.
+        every_step: or score the last step alone, see `MetaLearner.finetune`.
     Returns:
         dict: the score and its interval after the last inner step, and the loss; `..._per_step`, lists of
-            steps + 1 of each, from no step on; episodes; of a classification a note on batch norm. The
-            score's key is "accuracy", a fraction, or "score" with its name in "score_name". Intervals are
-            half-widths, 1.96 standard errors of the mean over episodes.
+            steps + 1 of each, from no step on, or of the last alone; episodes; of a classification a note on
+            batch norm. The score's key is "accuracy", a fraction, or "score" with its name in "score_name".
+            Intervals are half-widths, 1.96 standard errors of the mean over episodes.
     Raises:
         Diverged: the loss of an episode is not a finite number.
     """
-    scores, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks)
+    scores, losses = score_episodes(learner, builder, episodes, steps, batch, between, ranks, every_step)
     if not np.isfinite(losses).all():
-        raise Diverged(
-            f"The query loss after up to {losses.shape[1] - 1} inner steps is not a finite number: lower "
-            "inner_lr."
-        )
+        raise Diverged("The query loss is not a finite number after the inner steps: lower inner_lr.")
     (means, intervals), name = mean_and_interval(scores), learner.objective.score_name
     key = "accuracy" if name == "accuracy" else "score"
     return {
@@ -105,6 +104,7 @@ def score_episodes(
     batch: int = 32,
     between: Callable[[], None] | None = None,
     ranks: Ranks = ALONE,
+    every_step: bool = True,
 ) -> np.ndarray:
     """(scores, losses) of each of the episodes, arrays (episodes, steps + 1) whose column k is after k
     inner steps; arguments as for `evaluate`. Losses that are not finite are left for the caller to see."""
@@ -113,7 +113,7 @@ def score_episodes(
         indices = ranks.share(range(start, min(start + batch, episodes)))
         if indices:
             with without_dropout(learner):
-                scores = learner.finetune(*meta_batch(builder, indices), steps=steps)
+                scores = learner.finetune(*meta_batch(builder, indices), steps=steps, every_step=every_step)
             own.append((slice(indices[0], indices[-1] + 1), scores))
         if between:
             between()

@@ -98,6 +98,8 @@ WITH_STEPS, SECOND_ORDER = ("maml", "anil", "reptile"), ("maml", "anil")
 _EMBED, _ANY_N_WAY = ("prototypical", "lstm", "fine-tuning"), ("prototypical", "fine-tuning")
 # Steps that fit a new head where the settings do not say how many.
 FITTING_STEPS = 100
+# Where there are more inner steps, tests score the last one alone.
+MOST_STEPS_SCORED = 10
 _OF_LEARNERS = {
     **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
     "multi_step_iterations": SECOND_ORDER,
@@ -516,6 +518,12 @@ class Settings:
         if self.learner not in WITH_STEPS:
             return None
         return self.inner_steps if self.test_inner_steps is None else self.test_inner_steps
+
+    @property
+    def every_step_at_test(self) -> bool:
+        """Whether a test scores the query set after every inner step: with dozens of them, as Reptile has,
+        that would be most of the test."""
+        return (self.steps_at_test or 0) <= MOST_STEPS_SCORED
 
     @property
     def fitting_steps(self) -> int:

@@ -260,7 +260,8 @@ class Trainer:
         self.shown()
         self.tested.settle(*meta_batch(self.episodes, range(SETTLED)))
         try:
-            result = self._evaluate(self.val_episodes, self.settings.val_episodes, folder.stop_if_asked)
+            count = self.settings.val_episodes
+            result = self._evaluate(self.val_episodes, count, folder.stop_if_asked, every_step=False)
         except Diverged:
             what = "the loss of the validation is not a finite number"
             raise NotFinite(state.iteration, what) from None
@@ -287,7 +288,8 @@ class Trainer:
         """The result of `evaluate` for the best weights, which the learner that is tested has afterwards."""
         set_weights(self.tested, self.best, "the best checkpoint")
         episodes = held_back_episodes(self.settings, images)
-        return self._evaluate(episodes, self.settings.test_episodes, between)
+        every_step = self.settings.every_step_at_test
+        return self._evaluate(episodes, self.settings.test_episodes, between, every_step)
 
     def shown(self) -> dict:
         """The weights that are to be validated now, which the learner that is tested has afterwards."""
@@ -329,10 +331,10 @@ class Trainer:
         self.kept[state.iteration] = self.kept_weights()
         self.kept = {one["iteration"]: self.kept[one["iteration"]] for one in state.kept}
 
-    def _evaluate(self, episodes, count, between):
-        steps = self.settings.steps_at_test
+    def _evaluate(self, episodes, count, between, every_step):
+        how = {"steps": self.settings.steps_at_test, "between": between, "every_step": every_step}
         with as_tested(self.settings, [self.tested]) as tested:
-            return evaluate(tested, episodes, count, steps, between=between, ranks=self.ranks)
+            return evaluate(tested, episodes, count, ranks=self.ranks, **how)
 
 
 def _arrays_of(learner):

@@ -64,9 +64,12 @@ class Learner(nn.Layer):
         """
         raise NotImplementedError
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def finetune(
+        self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None, every_step: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(scores, losses) of each task's query set, float64 (T, K + 1): column k is after k inner steps. A
-        learner without steps, as here, has one column, and `steps` must be None."""
+        learner without steps, as here, has one column, and `steps` must be None; and so has one with steps
+        if not `every_step`, after the last."""
         if steps is not None:
             raise ValueError(f"steps is {steps}, but {type(self).__name__} has no inner steps")
         return self._scores(x_spt, y_spt, x_qry, y_qry)

@@ -211,18 +211,22 @@ class MetaLearner(Learner):
             outputs = self.network.outputs(prepared, theta, statistics)
         return outputs.squeeze(0) if single else outputs
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def finetune(
+        self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None, every_step: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Adapt to each task and score its query set after every inner step; no weight changes (the
         competition's `finetunning`).
 
         Args:
             x_spt, y_spt, x_qry, y_qry: as for `meta_loss`.
             steps: inner steps; `inner_steps` by default.
+            every_step: or after the last one alone, which saves as many passes over the query set as there
+                are steps.
 
         Returns:
             (scores, losses), float64 arrays (T, steps + 1), or (steps + 1,) of one task: column k is after k
-            inner steps. Scores are accuracies, or what the loss has for them. With other `statistics` than
-            the query set's there is one column, after the last step.
+            inner steps. Scores are accuracies, or what the loss has for them. Without every step, and with
+            other `statistics` than the query set's, there is one column, after the last step.
         """
         if self._choice_of(None) != "query":
             return self._scores(x_spt, y_spt, x_qry, y_qry, steps=steps)
@@ -230,7 +234,8 @@ class MetaLearner(Learner):
         scores, losses = [], []
         for x_spt, y_spt, x_qry, y_qry in self._chunks(batch):
             queries = self._queries(x_qry, y_qry)
-            by_step = [self._score(theta, queries) for theta in self._adaptation(x_spt, y_spt, steps)]
+            thetas = self._adaptation(x_spt, y_spt, steps)
+            by_step = [self._score(theta, queries) for theta in (thetas if every_step else [last(thetas)])]
             scores.append(np.stack([score for score, _ in by_step], axis=1))
             losses.append(np.stack([loss for _, loss in by_step], axis=1))
         scores, losses = np.concatenate(scores), np.concatenate(losses)

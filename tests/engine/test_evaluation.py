@@ -17,7 +17,7 @@ class FixedLearner:
     def __init__(self, loss=1.0):
         self.loss, self.tasks = loss, []
 
-    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps=None):
+    def finetune(self, x_spt, y_spt, x_qry, y_qry, steps=None, every_step=True):
         self.tasks.append(len(x_spt))
         accuracy = x_spt.mean(axis=(1, 2, 3, 4), dtype=np.float64)[:, None] + (np.arange(steps + 1) + 1) / 10
         return accuracy, np.full_like(accuracy, self.loss)

@@ -46,6 +46,12 @@ def test_its_weights_give_the_accuracy_of_the_report(finished):
     assert np.asarray(read_file(best_of(folder))["second_moment"]).max() > 0
 
 
+@pytest.mark.parametrize("steps, columns", [(10, 11), (11, 1)])
+def test_of_many_inner_steps_the_test_scores_the_last_alone(tmp_path, steps, columns):
+    test = training.train(reptile(tmp_path / "run", test_inner_steps=steps))["test"]
+    assert len(test["accuracy_per_step"]) == columns and test["accuracy_per_step"][-1] == test["accuracy"]
+
+
 def test_mini_batches_depend_on_seed_and_iteration_alone():
     def first(seed, iteration):
         return assembly.meta_loss_options(reptile("x", seed=seed), iteration)["draws"].permutation(50)

@@ -233,6 +233,13 @@ def test_adapted_parameters_score_as_finetune_says(float64):
     np.testing.assert_allclose((start == y_qry).mean(axis=1), accuracies[:, 0])
 
 
+def test_the_last_step_scored_alone_is_that_among_all():
+    learner, episodes = small_learner(inner_steps=3, chunk=2), reference.make_episodes()
+    for every, alone in zip(learner.finetune(*episodes), learner.finetune(*episodes, every_step=False)):
+        assert every.shape == (3, 4)
+        np.testing.assert_array_equal(alone, every[:, -1:])
+
+
 def test_finetune_changes_no_weight_and_meta_loss_neither():
     learner = small_learner(order=2, learn_inner_lr=True)
     before = weights(learner)
