@@ -61,8 +61,9 @@ def logits(x, params, architecture="pool"):
     return x @ params[-2] + params[-1]
 
 
-def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR, architecture="pool"):
-    """The mean query loss over the tasks and its gradient by every parameter, float64 arrays."""
+def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR, architecture="pool", fixed=0):
+    """The mean query loss over the tasks and its gradient by every parameter, float64 arrays. The inner steps
+    leave the first `fixed` parameters as they are."""
     import torch
     import torch.nn.functional as F
 
@@ -73,8 +74,8 @@ def meta_gradient(params, episodes, order, steps, inner_lr=INNER_LR, architectur
         fast = params
         for _ in range(steps):
             loss = F.cross_entropy(logits(x_spt, fast, architecture), y_spt)
-            gradients = torch.autograd.grad(loss, fast, create_graph=order == 2)
-            fast = [p - inner_lr * g for p, g in zip(fast, gradients)]
+            gradients = torch.autograd.grad(loss, fast[fixed:], create_graph=order == 2)
+            fast = fast[:fixed] + [p - inner_lr * g for p, g in zip(fast[fixed:], gradients)]
         losses.append(F.cross_entropy(logits(x_qry, fast, architecture), y_qry))
     mean = sum(losses) / len(losses)
     return mean.item(), [g.numpy() for g in torch.autograd.grad(mean, params)]

@@ -293,7 +293,8 @@ def _pretrained(parser, arguments):
     if len(names) != wanted:
         raise UserError(f"pretrained {what} takes {wanted} names, not {len(names)}: see --help.")
     import_paddle()
-    from ..pretrained import SUPPORT_TEST, add, measure
+    from ..engine.results import SUPPORT_TEST
+    from ..pretrained import add, measure
 
     if what == "add":
         print(f"Written: {add(*names)} and its card.")

@@ -25,7 +25,7 @@ from ..engine.provenance import classes_trained_on, find_kept, find_weights, loo
 from ..engine.regression import analyse_sinusoids, regression_table, write_regression
 from ..engine.settings import WITH_STEPS
 from ..engine.timing import time_tasks
-from ..engine.weights import load_weights
+from ..engine.weights import load_weights, parameters_of
 from ..errors import UserError
 from ..files import digest_of
 from ..report.tables import analysis_table, evaluation_table, times_line, write_json
@@ -125,9 +125,7 @@ def _run(asked, name, found, settings):
             ]
         report = {"evaluation": describe(result, settings, images, rule, part)}
         print(evaluation_table(report["evaluation"]))
-        report["parameters"] = sum(
-            p.size for member in learners for p in member.parameters() if not p.stop_gradient
-        )
+        report["parameters"] = sum(map(parameters_of, learners))
         if asked["time"]:
             report["times"] = time_tasks(learner, episodes, settings.steps_at_test)
             print(times_line(report["times"]))

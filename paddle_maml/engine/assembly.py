@@ -275,7 +275,7 @@ def settings_for(of_weights: Settings | None, given: dict) -> Settings:
     for name in NETWORK[trained.any_n_way :] if of_weights else ():
         if given.get(name, getattr(trained, name)) != getattr(trained, name):
             raise UserError(
-                f"{flag(name)} is {given[name]}, but these weights are of a network with "
+                f"{flag(name)} is {given[name]}, but these weights were trained with "
                 f"{getattr(trained, name)}: leave it out."
             )
     # The run's own device and number of episodes say nothing about this machine and this evaluation.

@@ -11,20 +11,22 @@ from ..errors import UserError
 from ..files import write_whole
 from ..report.pictures import draw_points, png
 from ..report.tables import REPORT, TASKS, learners_table
-from .results import NUMBER, has, read_report, tested_in
+from .results import NUMBER, SUPPORT_TEST, has, read_report, tested_in
 from .settings import Settings, settings_from_dict
 
 # What training finds out, and what there is of it for a new task.
 _LEARNS = {
     "maml": "where gradient steps begin",
     "anil": "where gradient steps begin",
-    "reptile": "where gradient steps begin",
+    "reptile": "where steps of an optimizer begin",
     "prototypical": "an embedding",
     "lstm": "an embedding, and how to read a support set",
     "fine-tuning": "an embedding",
 }
 # What must be the same for accuracies to be compared.
-_PROTOCOL = ("dataset", "split_rule", "split", "k_query")
+_PROTOCOL = ("dataset", "split_rule", "split", "k_query", "within_alphabet", "inner_lr_factor")
+
+_EMPTY = {"results": {}, "learns": "", "parameters": None, "training": [], "times": None, "machine": None}
 
 
 def name_of(settings: Settings) -> str:
@@ -33,11 +35,13 @@ def name_of(settings: Settings) -> str:
         adapted = "" if settings.adapted == "head" else " and body"
         return f"fine-tuning, {settings.head} head{adapted}"
     more = "" if settings.network == "conv4" else f", {settings.network}"
-    return settings.learner + more
+    head = ", head alone" if settings.learner == "maml" and settings.adapted == "head" else ""
+    return settings.learner + more + head
 
 
 def compare(paths: list[str]) -> list[dict]:
-    """Read reports, and put what they say of one learner into one row.
+    """Read reports, and put what they say of one learner into one row, or into two where it was tested with
+    and without the statistics of the query set.
 
     Args:
         paths: of reports of runs, of cards, of files that eval.py wrote with --json, or of folders that hold
@@ -58,50 +62,46 @@ def compare(paths: list[str]) -> list[dict]:
     for path in {os.path.realpath(path): path for path in paths}.values():
         path = os.path.join(path, REPORT) if os.path.isdir(path) else path
         report = read_report(path)
-        test, settings = tested_in(report), settings_from_dict(report["settings"])
-        if "score_name" in test:
-            raise UserError(f"{path} is of a regression, which has no accuracy: leave it out.")
-        if "ensemble" in test:
-            raise UserError(f"{path} is of an ensemble, and not of one network: leave it out.")
-        protocol = {name: test.get(name) for name in _PROTOCOL}
-        first = first or (path, protocol)
-        for name, value in protocol.items():
-            if value != first[1][name]:
+        settings, main = settings_from_dict(report["settings"]), tested_in(report)
+        also = report.get(SUPPORT_TEST)
+        for test in [main, also] if has(also, {"accuracy": NUMBER, "interval": NUMBER}) else [main]:
+            first = first or (path, test)
+            _require_comparable(path, test, *first)
+            # Without a choice of statistics there is a note where the query set is seen together.
+            together = test["statistics"] == "query" if "statistics" in test else "note" in test
+            key = name_of(settings), together
+            row = rows.setdefault(key, {**_EMPTY, "learner": key[0], "together": together})
+            row["learns"] = _LEARNS.get(settings.learner, "")
+            task, result = (test["n_way"], test["k_shot"]), (test["accuracy"], test["interval"])
+            if source.setdefault((key, task), (path, result))[1] != result:
                 raise UserError(
-                    f"{path} cannot be compared with {first[0]}: {name} is {value}, and there "
-                    f"{first[1][name]}."
+                    f"{path} and {source[key, task][0]} have different results of {key[0]} for {task[0]}-way "
+                    f"{task[1]}-shot: leave one of them out."
                 )
-        # Without a choice of statistics there is a note where the query set is seen together.
-        together = test["statistics"] == "query" if "statistics" in test else "note" in test
-        key = name_of(settings), together
-        row = rows.setdefault(
-            key,
-            {
-                "learner": key[0],
-                "together": key[1],
-                "results": {},
-                "learns": _LEARNS.get(settings.learner, ""),
-                "parameters": None,
-                "training": [],
-                "times": None,
-                "machine": None,
-            },
-        )
-        task, result = (test["n_way"], test["k_shot"]), (test["accuracy"], test["interval"])
-        if row["results"].setdefault(task, result) != result:
-            raise UserError(
-                f"{path} and {source[key, task]} have different results of {key[0]} for {task[0]}-way "
-                f"{task[1]}-shot: leave one of them out."
-            )
-        source[key, task] = path
-        if has(report, {"training_seconds": NUMBER}):
-            training = (report["training_seconds"], report.get("start_sha256") is not None)
-            row["training"] += [] if training in row["training"] else [training]
-        if has(report, {"parameters": int}):
-            row["parameters"] = max(row["parameters"] or 0, report["parameters"])
-        if task == TASKS[0] and has(report.get("times"), {"adapt_s": NUMBER, "query_s": NUMBER}):
-            row["times"], row["machine"] = report["times"], _machine(report.get("environment", {}))
+            row["results"] = {**row["results"], task: result}
+            if test is not main:
+                continue
+            if has(report, {"training_seconds": NUMBER}):
+                training = (report["training_seconds"], report.get("start_sha256") is not None)
+                row["training"] = list(dict.fromkeys([*row["training"], training]))
+            if has(report, {"parameters": int}):
+                row["parameters"] = max(row["parameters"] or 0, report["parameters"])
+            if task == TASKS[0] and has(report.get("times"), {"adapt_s": NUMBER, "query_s": NUMBER}):
+                row["times"], row["machine"] = report["times"], _machine(report.get("environment", {}))
     return list(rows.values())
+
+
+def _require_comparable(path, test, first_path, first):
+    if "score_name" in test:
+        raise UserError(f"{path} is of a regression, which has no accuracy: leave it out.")
+    if "ensemble" in test:
+        raise UserError(f"{path} is of an ensemble, and not of one network: leave it out.")
+    for name in _PROTOCOL:
+        if test.get(name) != first.get(name):
+            raise UserError(
+                f"{path} cannot be compared with {first_path}: {name} is {test.get(name)}, and there "
+                f"{first.get(name)}."
+            )
 
 
 def _machine(environment):

@@ -82,6 +82,8 @@ def evaluate(
 def _said_of_statistics(learner):
     if learner.statistics is None:
         return {"note": NOTE} if learner.transductive else {}
+    if learner.statistics == "query" and not learner.transductive:  # a network without batch norm
+        return {}
     note = f"batch norm uses the statistics of {BATCH_STATISTICS[learner.statistics]}"
     return {"statistics": learner.statistics, "note": note}
 

@@ -25,6 +25,9 @@ MOST_ROWS = 400
 
 NUMBER = (int, float)
 
+# In the card of weights: a second test, with batch norm's statistics of the support set.
+SUPPORT_TEST = "test_support_statistics"
+
 
 def finished_report(run_folder: str) -> tuple[dict, bytes]:
     """The report of a finished run, without what belongs to its machine, and with the command that repeats

@@ -194,8 +194,12 @@ class Trainer:
                 load_weights(self.learner, weights, fit=True)
             self.state.start_sha256 = digest_of(weights.data)
             before = origin.trained_on if origin else [UNKNOWN]
-            unknown = "; which classes these weights were trained on is not known"
-            said = f"Starting from {weights}{unknown if UNKNOWN in before else ''}."
+            said = f"Starting from {weights}"
+            if origin and origin.settings.learner != self.settings.learner:
+                said += f", weights of {origin.settings.learner}"
+            if UNKNOWN in before:
+                said += "; which classes these weights were trained on is not known"
+            said += "."
         self.state.trained_on = origin_of(self.settings, {"trained_on": before}).trained_on
         if self.settings.average_weights:
             self.average = self.weights()

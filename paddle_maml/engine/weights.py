@@ -69,6 +69,12 @@ def load_weights(learner: paddle.nn.Layer, file: str | WeightsFile, fit: bool = 
     set_weights(learner, fitted(content, own) if fit else content, path)
 
 
+def parameters_of(learner: paddle.nn.Layer) -> int:
+    """How many numbers a learner has learned for a new task; the state of an inner Adam is none of them."""
+    trained = (p for name, p in learner.named_parameters() if name != MOMENTS and not p.stop_gradient)
+    return sum(p.size for p in trained)
+
+
 def fitted(arrays: dict, own: dict) -> dict:
     """Arrays of a learner with more classes, whose last layer loses the last ones, or with other inner steps,
     where the rates of the last step stand for those of further ones. The second moment of an inner Adam is

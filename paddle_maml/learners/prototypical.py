@@ -66,5 +66,5 @@ class PrototypicalLearner(EmbeddingLearner):
     def _answer(self, x_spt, y_spt, x_qry, statistics):
         shots = x_spt.shape[1]
         embeddings = self.embed(paddle.concat([x_spt, x_qry], axis=1), statistics).flatten(2)
-        centres = prototypes(embeddings[:, :shots], y_spt.astype("int64"))
+        centres = prototypes(embeddings[:, :shots], self.objective.targets(y_spt).numbers)
         return -squared_distances(embeddings[:, shots:], centres)

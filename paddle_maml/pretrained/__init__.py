@@ -15,15 +15,12 @@ import paddle
 from ..engine import assembly, provenance
 from ..engine.evaluation import choose_statistics, evaluate
 from ..engine.provenance import look_up, names
-from ..engine.results import finished_report
+from ..engine.results import SUPPORT_TEST, finished_report
 from ..engine.settings import NOTHING
 from ..engine.weights import load_weights
 from ..errors import UserError
 from ..files import digest_of, write_together, write_whole
 from ..report.tables import json_file
-
-# Where a card has the accuracy with the batch statistics of the support set.
-SUPPORT_TEST = "test_support_statistics"
 
 __all__ = ["add", "look_up", "measure", "names"]
 

@@ -399,7 +399,7 @@ def test_bad_options_of_eval(capfd, tmp_path, run_folder):
             capfd,
             cli.main_eval,
             ["--weights", folder, option, value],
-            f"{option} is {value}, but these weights are of a network with {own}",
+            f"{option} is {value}, but these weights were trained with {own}",
         )
     file = str(tmp_path / "alone.pdparams")
     shutil.copy(provenance.find_weights(folder)[0], file)

@@ -80,6 +80,26 @@ def test_reports_of_one_learner_become_one_row(report, tmp_path):
     )
 
 
+def test_a_second_test_by_the_support_sets_statistics_is_a_row_of_its_own(report):
+    support = {"n_way": 5, "k_shot": 1, "accuracy": 0.98, "interval": 0.01, "statistics": "support"}
+    support = {**support, "dataset": "omniglot", "split_rule": "competition", "split": "test", "k_query": 15}
+    note = {"note": "transductive: ..."}
+    path = report(0.99, part="test", test=note, training_seconds=60.0, test_support_statistics=support)
+    both = compare([path])
+    assert [(row["together"], row["results"]) for row in both] == [
+        (True, {(5, 1): (0.99, 0.0123)}),
+        (False, {(5, 1): (0.98, 0.01)}),
+    ]
+    assert [row["training"] for row in both] == [[(60.0, False)], []]
+
+
+def test_maml_of_the_head_alone_is_another_learner(report):
+    assert [row["learner"] for row in compare([report(0.9), report(0.8, settings={"adapted": "head"})])] == [
+        "maml",
+        "maml, head alone",
+    ]
+
+
 def test_the_same_result_twice_is_one_and_another_is_refused(report):
     one, same, other = report(0.5), report(0.5), report(0.25)
     assert len(compare([one, same, one])) == 1
@@ -88,7 +108,7 @@ def test_the_same_result_twice_is_one_and_another_is_refused(report):
 
 
 @pytest.mark.parametrize(
-    "change", [{"split_rule": "vinyals"}, {"split": "val"}, {"k_query": 5}, {"dataset": "synthetic"}]
+    "change", [{"split_rule": "vinyals"}, {"split": "val"}, {"k_query": 5}, {"within_alphabet": True}]
 )
 def test_other_protocols_are_refused(report, change):
     [(name, value)] = change.items()

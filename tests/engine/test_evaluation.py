@@ -4,6 +4,7 @@ import pytest
 from paddle_maml import MAML, EpisodeBuilder, MetaLearner
 from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.errors import UserError
+from paddle_maml.networks.mlp import MLP
 from paddle_maml.objectives import CrossEntropy
 
 
@@ -62,3 +63,11 @@ def test_batches_change_nothing_and_weights_stay():
 def test_divergence_is_an_error():
     with pytest.raises(UserError, match="inner_lr"):
         evaluate(FixedLearner(loss=np.nan), builder(), 2, steps=1)
+
+
+def test_without_batch_norm_no_statistics_are_named():
+    """A perceptron without batch norm, asked for the statistics of the query set."""
+    learner = MetaLearner(MLP(16, hidden=(4,), n_outputs=3, batch_norm=False), inner_steps=1)
+    learner.statistics = "query"
+    result = evaluate(learner, builder(), 2)
+    assert "note" not in result and "statistics" not in result

@@ -117,7 +117,7 @@ def test_a_perceptron_on_drawn_characters(capsys, tmp_path):
     assert main_train([*options.split(), "--output", str(tmp_path / "run")]) == 0
     assert main_eval(["--weights", str(tmp_path / "run"), "--episodes", "4"]) == 0
     assert main_eval(["--weights", str(tmp_path / "run"), "--episodes", "4", "--hidden", "16,16"]) == 2
-    assert "these weights are of a network with 16,8" in capsys.readouterr().err
+    assert "these weights were trained with 16,8" in capsys.readouterr().err
     start = [
         "--preset",
         "quickstart",

@@ -13,7 +13,7 @@ from paddle_maml.engine.evaluation import evaluate
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.provenance import find_weights
 from paddle_maml.engine.settings import settings_from_preset
-from paddle_maml.engine.weights import load_weights
+from paddle_maml.engine.weights import load_weights, parameters_of
 from paddle_maml.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("drawn_once")
@@ -44,6 +44,7 @@ def test_its_weights_give_the_accuracy_of_the_report(finished):
     assert result["accuracy"] == report["test"]["accuracy"] and "transductive" in result["note"]
     assert report["test"]["learner"] == "reptile" and np.isfinite(report["test"]["loss"])
     assert np.asarray(read_file(best_of(folder))["second_moment"]).max() > 0
+    assert parameters_of(learner) == sum(p.size for p in learner.net.parameters())
 
 
 @pytest.mark.parametrize("steps, columns", [(10, 11), (11, 1)])
@@ -88,7 +89,7 @@ def test_weights_of_another_learner_are_refused(finished):
     )
     with pytest.raises(UserError, match="another kind of network: 'second_moment' is unknown"):
         load_weights(maml, best_of(folder))
-    with pytest.raises(UserError, match="--learner is maml, but these weights are of a network with reptile"):
+    with pytest.raises(UserError, match="--learner is maml, but these weights were trained with reptile"):
         settings_for(find_weights(str(folder))[1].settings, {"learner": "maml"})
 
 

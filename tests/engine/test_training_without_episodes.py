@@ -68,7 +68,7 @@ def test_its_weights_answer_tasks_of_any_number_of_classes(run, tmp_path, capsys
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        (["--learner", "maml"], "--learner is maml, but these weights are of a network with fine-tuning"),
+        (["--learner", "maml"], "--learner is maml, but these weights were trained with fine-tuning"),
         (["--statistics", "support"], "must be one of population, query for these weights"),
         (["--analyse", "x"], "--analyse studies inner steps, but the learner is fine-tuning"),
         (["--analyse", "x", "--time"], "--time says nothing to --analyse"),

@@ -187,7 +187,7 @@ def test_queries_that_are_none(task, drawn, tmp_path):
     "source, settings, message",
     [
         ("5way-1shoot", {}, "no pretrained weights of that name; there are: .*5way-1shot"),
-        ("5way-1shot", {"n_way": 7}, "--n-way is 7, but these weights are of a network with 5"),
+        ("5way-1shot", {"n_way": 7}, "--n-way is 7, but these weights were trained with 5"),
         ("5way-1shot", {"steps": 7}, "There is no setting 'steps'"),
         ("FILE", {}, "a file of weights on its own, whose network is not known"),
         ("FILE", {"n_way": 20}, "linear.weight has shape"),

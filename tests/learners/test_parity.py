@@ -63,6 +63,19 @@ def test_meta_gradient_equals_pytorch_at_full_width(float64, order, steps):
 
 
 @pytest.mark.parametrize("order", [1, 2])
+def test_meta_gradient_of_anil_equals_pytorch(float64, order):
+    """The body, 16 of the 18 parameters, gets a gradient through the head's steps."""
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    params, episodes = reference.make_parameters(8), reference.make_episodes()
+    loss, gradients = paddle_meta_gradient(8, params, episodes, order, 3, adapted="head")
+    expected_loss, expected = reference.meta_gradient(params, episodes, order, 3, fixed=16)
+    assert loss == pytest.approx(expected_loss, rel=1e-12)
+    assert_equal_gradients(gradients, expected)
+    whole = reference.meta_gradient(params, episodes, order, 3)[1]
+    assert np.linalg.norm(whole[12] - expected[12]) > 0.01 * np.linalg.norm(expected[12])
+
+
+@pytest.mark.parametrize("order", [1, 2])
 @pytest.mark.parametrize(
     "architecture, image_size, features",
     [("pool", 35, 4 * 8), ("pool", 19, 8), ("stride", 28, 8), ("stride", 19, 8)],

@@ -135,6 +135,13 @@ def test_settled_statistics_are_kept_with_the_weights():
     assert (first.predict(*task[:3]) == second.predict(*task[:3])).all()
 
 
+@pytest.mark.parametrize("labels, message", [([0.2, 1.7], "whole numbers"), ([-1, 0], "0 and above, not -1")])
+def test_labels_that_are_none_are_refused(labels, message):
+    x = np.ones((2, 4), np.float32)
+    with pytest.raises(ValueError, match=message):
+        PrototypicalLearner(nn.Linear(4, 3)).predict(x, np.array(labels), x)
+
+
 def test_one_task_is_answered_in_kind_and_steps_are_refused(float64):
     learner = PrototypicalLearner(nn.Linear(2, 3))
     x_spt, y_spt, x_qry, y_qry = (a[0] for a in episode(np.random.RandomState(0)))
