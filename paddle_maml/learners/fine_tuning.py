@@ -4,6 +4,10 @@ The "baseline classifier" of Vinyals et al. 2016, "Matching Networks for One Sho
 Baseline and Baseline++ of Chen et al. 2019, "A Closer Look at Few-shot Classification", section 3. Training
 knows no episodes: it is the cross-entropy of labelled images over all classes. A new task gets a head of its
 own, fitted on the support set by gradient steps on its mean cross-entropy; the body stays, or moves too.
+
+Chen et al.'s code fits by SGD with momentum and weight decay, on mini-batches of 4 for 100 rounds, from a
+random head. Here every step sees the whole support set, so that a task has one answer; that of a linear head
+depends on how far the steps go, because the loss of classes that can be told apart has no minimum.
 """
 
 from __future__ import annotations
@@ -44,9 +48,9 @@ def head_logits(features: paddle.Tensor, head: list[paddle.Tensor]) -> paddle.Te
 
 
 def new_head(features: paddle.Tensor, labels: paddle.Tensor, kind: str) -> list[paddle.Tensor]:
-    """The head that fitting begins with, the same for the same support set: zeros where it is linear, whose
-    loss has one minimum wherever it begins; where it is cosine, the mean direction of each class's features
-    (Qi et al. 2018, "Low-Shot Learning with Imprinted Weights").
+    """The head that fitting begins with, the same for the same support set: zeros where it is linear; where
+    it is cosine, the mean direction of each class's features (Qi et al. 2018, "Low-Shot Learning with
+    Imprinted Weights").
 
     Args:
         features: of the support set, (T, N, F).
