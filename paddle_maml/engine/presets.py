@@ -153,6 +153,9 @@ _ANIL = dict(
 _ANIL_5WAY = dict(_ANIL, n_way=5, k_query=15, meta_batch=8, val_episodes=500)
 _ANIL_20WAY = dict(_ANIL, n_way=20, k_query=5, meta_batch=4, val_episodes=100, test_episodes=600)
 _FROM_ANIL = dict(start_from="anil-20way-1shot", meta_lr=0.0005)
+# An image counts for four times as much in the mean loss of 5 classes. Without the factor the accuracy falls
+# to 92 % at first, and has not recovered after 1,000 meta-iterations.
+_FROM_ANIL_5WAY = dict(_FROM_ANIL, start_inner_lr_factor=0.25)
 
 # Santoro et al. 2016 take 100,000 meta-iterations of 16 episodes, with rotations. Few query images: more
 # tasks in the time that a CPU has. Eight for each of two processes, as batch norm takes them together.
@@ -245,8 +248,8 @@ PRESETS = {
     "prototypical-20way-5shot": dict(_PROTOTYPICAL, n_way=20, k_shot=5, test_episodes=600),
     "anil-20way-1shot": dict(_ANIL_20WAY, k_shot=1, iterations=20000, val_every=2000),
     "anil-20way-5shot": dict(_ANIL_20WAY, **_FROM_ANIL, k_shot=5, iterations=3000, val_every=500),
-    "anil-5way-1shot": dict(_ANIL_5WAY, **_FROM_ANIL, k_shot=1, iterations=3000, val_every=500),
-    "anil-5way-5shot": dict(_ANIL_5WAY, **_FROM_ANIL, k_shot=5, iterations=1500, val_every=250),
+    "anil-5way-1shot": dict(_ANIL_5WAY, **_FROM_ANIL_5WAY, k_shot=1, iterations=3000, val_every=500),
+    "anil-5way-5shot": dict(_ANIL_5WAY, **_FROM_ANIL_5WAY, k_shot=5, iterations=1500, val_every=250),
     "reptile-5way-1shot": dict(_REPTILE_5WAY, k_shot=1, k_query=9),
     "reptile-5way-5shot": dict(_REPTILE_5WAY, k_shot=5, k_query=5),
     "reptile-20way-1shot": dict(_REPTILE_20WAY, k_shot=1, k_query=9),

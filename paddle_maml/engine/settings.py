@@ -102,7 +102,7 @@ FITTING_STEPS = 100
 MOST_STEPS_SCORED = 10
 _OF_LEARNERS = {
     **dict.fromkeys(["order", "hessian", "learn_inner_lr", "first_order_iterations"], SECOND_ORDER),
-    "multi_step_iterations": SECOND_ORDER,
+    **dict.fromkeys(["multi_step_iterations", "start_inner_lr_factor"], SECOND_ORDER),
     **dict.fromkeys(["inner_lr", "test_inner_steps"], (*WITH_STEPS, "fine-tuning")),
     **dict.fromkeys(["inner_steps", "test_inner_lr_factor"], WITH_STEPS),
     "adapted": ("maml", "fine-tuning"),
@@ -240,6 +240,11 @@ class Settings:
         "also those for more classes (the first n_way are taken) or other inner steps; default, where the "
         "preset has no other, and none: fresh ones",
         "path or name",
+    )
+    start_inner_lr_factor: float = _rate(
+        1.0,
+        "learned inner rates of the weights to start from, as a multiple; with fewer classes an image counts "
+        "for more in the mean loss of a support set",
     )
 
     order: int = _choice("1: first-order MAML; 2: exact meta-gradient through the inner steps", 1, 2)
@@ -402,6 +407,8 @@ class Settings:
             ("multi_step_iterations", self.inner_steps == 1, "with 1 inner step there is no earlier loss"),
             ("first_order_iterations", self.order == 1, "order is 1 all the way"),
             ("hessian", self.order == 1, "order 1 has no Hessian"),
+            ("start_inner_lr_factor", not self.start_from, "training starts from fresh weights"),
+            ("start_inner_lr_factor", not self.learn_inner_lr, "no inner rates are learned"),
             ("hidden", self.network != "mlp", "the network is not mlp"),
             ("batch_norm", self.network != "mlp", "the network is not mlp"),
             ("architecture", self.network != "conv4", "the network is not conv4"),

@@ -31,7 +31,7 @@ from .assembly import (
     training_episodes,
 )
 from .background import Ahead
-from .ensemble import as_tested
+from .ensemble import as_tested, scale_inner_rates
 from .evaluation import Diverged, evaluate
 from .parallel import ALONE, Ranks
 from .processes import started_rank
@@ -192,6 +192,8 @@ class Trainer:
         if weights:
             with fresh_weights_are_a_way_out():
                 load_weights(self.learner, weights, fit=True)
+            if self.settings.start_inner_lr_factor != 1:
+                scale_inner_rates(self.learner, self.settings.start_inner_lr_factor)
             self.state.start_sha256 = digest_of(weights.data)
             before = origin.trained_on if origin else [UNKNOWN]
             said = f"Starting from {weights}"

@@ -508,6 +508,20 @@ def test_a_run_starts_from_weights_of_more_classes_and_of_other_inner_steps(fini
         ).all()
         assert (started["inner_rates"] == more["inner_rates"][expected]).all()
     assert (more["inner_rates"][0] != more["inner_rates"][1]).any()
+    training.train(
+        tiny(
+            tmp_path / "scaled",
+            start_from=str(tmp_path / "more"),
+            start_inner_lr_factor=0.5,
+            n_way=3,
+            inner_steps=1,
+            iterations=1,
+            meta_lr=1e-30,
+            **rates,
+        )
+    )
+    scaled = final_weights(tmp_path / "scaled")[checkpoint.BEST]
+    assert (scaled["inner_rates"] == more["inner_rates"][[0]] / 2).all()
 
 
 @pytest.mark.parametrize("name", [name for name, values in PRESETS.items() if values.get("start_from")])
