@@ -110,6 +110,11 @@ def test_options_override_the_preset():
             ["--order", "2", "--inner-steps", "1", "--multi-step-iterations", "9"],
             "multi_step_iterations is 9, but with 1 inner step",
         ),
+        (["--start-inner-lr-factor", "0.5"], "start_inner_lr_factor is 0.5, but training starts from fresh"),
+        (
+            ["--start-from", "20way-1shot", "--start-inner-lr-factor", "0.5"],
+            "start_inner_lr_factor is 0.5, but no inner rates are learned",
+        ),
     ],
 )
 def test_wrong_options_are_errors(arguments, sentence):
