@@ -25,6 +25,7 @@ _LEARNS = {
 }
 # What must be the same for accuracies to be compared.
 _PROTOCOL = ("dataset", "split_rule", "split", "k_query", "within_alphabet", "inner_lr_factor")
+_RESULT = {"accuracy": NUMBER, "interval": NUMBER}
 
 _EMPTY = {"results": {}, "learns": "", "parameters": None, "training": [], "times": None, "machine": None}
 
@@ -64,7 +65,9 @@ def compare(paths: list[str]) -> list[dict]:
         report = read_report(path)
         settings, main = settings_from_dict(report["settings"]), tested_in(report)
         also = report.get(SUPPORT_TEST)
-        for test in [main, also] if has(also, {"accuracy": NUMBER, "interval": NUMBER}) else [main]:
+        if also is not None and not has(also, {**dict.fromkeys(("n_way", "k_shot"), int), **_RESULT}):
+            raise UserError(f"{path} is damaged: get it anew.")
+        for test in (main, also) if also else (main,):
             first = first or (path, test)
             _require_comparable(path, test, *first)
             # Without a choice of statistics there is a note where the query set is seen together.

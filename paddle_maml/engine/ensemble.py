@@ -60,9 +60,9 @@ class Ensemble:
             return (paddle.logsumexp(logs, axis=0) - float(np.log(len(outputs)))).numpy()
 
     def finetune(
-        self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None, every_step: bool = False
+        self, x_spt, y_spt, x_qry, y_qry, steps: int | None = None, every_step: bool = True
     ) -> tuple[np.ndarray, np.ndarray]:
-        """(scores, losses) of tasks, float64 (T, 1): those after the last step alone."""
+        """(scores, losses) of tasks, float64 (T, 1): those after the last step alone, `every_step` or not."""
         with paddle.no_grad():
             outputs = paddle.to_tensor(self.predict(x_spt, y_spt, x_qry, steps))
             targets = self.objective.targets(paddle.to_tensor(y_qry))

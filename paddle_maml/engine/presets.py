@@ -153,8 +153,9 @@ _ANIL = dict(
 _ANIL_5WAY = dict(_ANIL, n_way=5, k_query=15, meta_batch=8, val_episodes=500)
 _ANIL_20WAY = dict(_ANIL, n_way=20, k_query=5, meta_batch=4, val_episodes=100, test_episodes=600)
 _FROM_ANIL = dict(start_from="anil-20way-1shot", meta_lr=0.0005)
-# An image counts for four times as much in the mean loss of 5 classes. Without the factor the accuracy falls
-# to 92 % at first, and has not recovered after 1,000 meta-iterations.
+# An image counts for four times as much in the mean loss of 5 classes. Without the factor
+# (`--start-inner-lr-factor 1`) 5-way 1-shot was at 91.87 % +- 0.80 % on validation classes after 500
+# meta-iterations and at 94.44 % +- 0.61 % after 1,000; with it at 99.15 % +- 0.23 % after 500.
 _FROM_ANIL_5WAY = dict(_FROM_ANIL, start_inner_lr_factor=0.25)
 
 # Santoro et al. 2016 take 100,000 meta-iterations of 16 episodes, with rotations. Few query images: more

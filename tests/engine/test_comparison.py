@@ -91,6 +91,8 @@ def test_a_second_test_by_the_support_sets_statistics_is_a_row_of_its_own(report
         (False, {(5, 1): (0.98, 0.01)}),
     ]
     assert [row["training"] for row in both] == [[(60.0, False)], []]
+    with pytest.raises(UserError, match="is damaged: get it anew"):
+        compare([report(0.99, part="test", test=note, test_support_statistics={"accuracy": 0.98})])
 
 
 def test_maml_of_the_head_alone_is_another_learner(report):
@@ -108,7 +110,15 @@ def test_the_same_result_twice_is_one_and_another_is_refused(report):
 
 
 @pytest.mark.parametrize(
-    "change", [{"split_rule": "vinyals"}, {"split": "val"}, {"k_query": 5}, {"within_alphabet": True}]
+    "change",
+    [
+        {"split_rule": "vinyals"},
+        {"split": "val"},
+        {"k_query": 5},
+        {"dataset": "synthetic"},
+        {"within_alphabet": True},
+        {"inner_lr_factor": 0.5},
+    ],
 )
 def test_other_protocols_are_refused(report, change):
     [(name, value)] = change.items()

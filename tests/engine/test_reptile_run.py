@@ -82,6 +82,14 @@ def test_networks_alone_and_runs_of_maml_are_started_from_with_a_fresh_second_mo
     np.testing.assert_array_equal(maml.net.linear.weight.numpy(), weights["linear.weight"])
 
 
+def test_a_run_says_when_it_starts_from_the_weights_of_another_learner(finished, tmp_path, capfd):
+    start = {**TINY, "start_from": str(finished[0]), "iterations": 1}
+    training.train(settings_from_preset(**{**start, "output": str(tmp_path / "maml")}))
+    training.train(reptile(tmp_path / "reptile", start_from=str(finished[0]), iterations=1))
+    said = capfd.readouterr().out.split("Starting from ")[1:]
+    assert [", weights of reptile." in one.splitlines()[0] for one in said] == [True, False]
+
+
 def test_weights_of_another_learner_are_refused(finished):
     folder, _ = finished
     maml = assembly.make_learner(

@@ -108,9 +108,10 @@ def test_training_learns(tmp_path):
 
 
 def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
-    accuracies, seen = iter([0.5, 0.9, 0.7, 0.0]), []
+    accuracies, seen, every = iter([0.5, 0.9, 0.7, 0.0]), [], []
 
-    def fake(learner, builder, episodes, **how):
+    def fake(learner, builder, episodes, steps, between, ranks, every_step):
+        every.append(every_step)
         seen.append([parameter.numpy().copy() for parameter in learner.parameters()])
         accuracy = next(accuracies)
         return {
@@ -127,6 +128,7 @@ def test_the_tested_weights_are_the_best_of_validation(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "evaluate", fake)
     report = training.train(tiny(tmp_path, iterations=6, val_every=2))
     assert len(seen) == 4  # after 2, 4 and 6, and the test
+    assert every == [False, False, False, True]
     assert report["validation"]["iteration"] == 4 and report["validation"]["accuracy"] == 0.9
     for best, tested in zip(seen[1], seen[3]):
         np.testing.assert_array_equal(best, tested)
