@@ -126,7 +126,9 @@ class Settings:
     """What one run of train.py does. The defaults are the preset omniglot-5way-1shot."""
 
     preset: str = _setting(
-        "omniglot-5way-1shot", "named set of settings to start from; further options override it"
+        "omniglot-5way-1shot",
+        "named set of settings to start from, which further options override; of another learner the one for "
+        "its task, such as reptile-5way-1shot",
     )
 
     dataset: str = _setting(
@@ -575,22 +577,30 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else "see --help for the list."
 
 
-def settings_from_preset(preset: str = "omniglot-5way-1shot", **overrides: Any) -> Settings:
+def settings_from_preset(preset: str | None = None, **overrides: Any) -> Settings:
     """Settings of a preset with some values replaced.
 
     Args:
-        preset: a name in `PRESETS`.
+        preset: a name in `PRESETS`; None: that of the learner which the overrides name, if there is one for
+            it, for their n_way and k_shot if possible, and else omniglot-5way-1shot.
         overrides: values for fields of `Settings`.
     Returns:
         Settings, checked.
     Raises:
         UserError: an unknown preset, an unknown setting or a wrong value.
     """
+    preset = preset or _preset_of(**overrides)
     if preset not in PRESETS:
         raise UserError(f"There is no preset {preset!r}: {nearest(preset, PRESETS)}")
     settings = settings_from_dict({**PRESETS[preset], **overrides, "preset": preset})
     settings.refuse_without_effect(overrides)
     return settings
+
+
+def _preset_of(learner=Settings.learner, n_way=Settings.n_way, k_shot=Settings.k_shot, **others):
+    """What suits MAML does not suit every learner: Reptile's meta_lr is 1."""
+    names = f"{learner}-{n_way}way-{k_shot}shot", f"{learner}-5way-1shot", learner
+    return next((name for name in names if name in PRESETS), Settings.preset)
 
 
 def settings_from_dict(values: dict) -> Settings:

@@ -56,6 +56,25 @@ def test_the_papers_protocol():
     assert settings_from_preset("paper-20way-1shot").meta_batch == 16
 
 
+@pytest.mark.parametrize(
+    "arguments, preset",
+    [
+        ("--learner reptile", "reptile-5way-1shot"),
+        ("--learner anil --n-way 20 --k-shot 5 --meta-batch 3", "anil-20way-5shot"),
+        ("--learner prototypical --n-way 7", "prototypical-5way-1shot"),
+        ("--learner lstm --k-shot 5", "lstm-5way-5shot"),
+        ("--learner fine-tuning --n-way 5", "fine-tuning"),
+        ("--learner maml --n-way 20", "omniglot-5way-1shot"),
+        ("--learner reptile --preset best-5way-1shot", "best-5way-1shot"),
+    ],
+)
+def test_a_learner_alone_has_the_preset_for_its_task(arguments, preset):
+    settings = parse(*arguments.split())
+    assert settings.preset == preset
+    assert settings.learner == arguments.split()[1]
+    assert settings.meta_lr == PRESETS[preset].get("meta_lr", 0.001)
+
+
 def test_options_override_the_preset():
     settings = parse("--preset", "paper-20way-1shot", "--inner-lr", "0.5", "--no-rotations", "--n-way=7")
     assert (settings.inner_lr, settings.rotations, settings.n_way, settings.meta_batch) == (0.5, False, 7, 16)
