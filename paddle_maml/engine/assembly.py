@@ -88,14 +88,14 @@ def load_training_images(
     Raises:
         UserError: as `load_folder`; a part of a folder has fewer classes than an episode.
     """
-    distortions = 0 if settings.of_folder else settings.distortions
+    distortions = settings.distortions if settings.dataset in ("omniglot", "synthetic") else 0
     parts, rule = _load(settings, distortions, announce)
     require_classes(settings, parts, "add classes, or divide them in train/, val/ and test/")
     if not distortions:
         return parts, rule
     for part in ("val", "test"):
         images = parts[part]
-        originals = images.images.shape[1] // (1 + settings.distortions)
+        originals = images.images.shape[1] // (1 + distortions)
         parts[part] = ImageSet(images.name, images.classes, images.images[:, :originals].copy())
     return parts, rule
 

@@ -385,6 +385,8 @@ class Settings:
             wrong = what_is_wrong(field, value)
             if wrong:
                 raise UserError(f"{field.name} is {value!r}, but {wrong}.")
+        if self.dataset == "sinusoid" and self.embeds:
+            raise UserError(f"learner is '{self.learner}', but sinusoids have no classes: use maml or anil.")
         if self.dataset == "sinusoid" and self.network == "conv4":
             raise UserError("network is 'conv4', but sinusoids are no images: use mlp.")
         if not self.embeds and self.classes_in_training < self.n_way:
@@ -397,8 +399,6 @@ class Settings:
                 f"train_n_way is {self.train_n_way}, but which outputs of a network of your own are to be "
                 "kept for the test is not known: leave it out."
             )
-        if self.dataset == "sinusoid" and self.embeds:
-            raise UserError(f"learner is '{self.learner}', but sinusoids have no classes: use maml.")
         if self.learner == "fine-tuning" and self.head == "linear" and self.test_inner_steps == 0:
             raise UserError("test_inner_steps is 0, but a new linear head knows nothing: take more.")
 
@@ -425,7 +425,7 @@ class Settings:
             *((name, not self.of_folder, "the dataset is no folder") for name in _OF_FOLDER),
             ("data_dir", self.dataset == "synthetic", "the characters are drawn and not read"),
         ):
-            if useless and name in given and given[name] != getattr(Settings, name):
+            if useless and name in given:
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
 
     def as_dict(self) -> dict:
@@ -582,7 +582,8 @@ def settings_from_preset(preset: str | None = None, **overrides: Any) -> Setting
 
     Args:
         preset: a name in `PRESETS`; None: that of the learner which the overrides name, if there is one for
-            it, for their n_way and k_shot if possible, and else omniglot-5way-1shot.
+            it, for their n_way and k_shot if possible, sinusoid for this data set, and else
+            omniglot-5way-1shot.
         overrides: values for fields of `Settings`.
     Returns:
         Settings, checked.
@@ -597,8 +598,12 @@ def settings_from_preset(preset: str | None = None, **overrides: Any) -> Setting
     return settings
 
 
-def _preset_of(learner=Settings.learner, n_way=Settings.n_way, k_shot=Settings.k_shot, **others):
+def _preset_of(
+    dataset=None, learner=Settings.learner, n_way=Settings.n_way, k_shot=Settings.k_shot, **others
+):
     """What suits MAML does not suit every learner: Reptile's meta_lr is 1."""
+    if dataset == "sinusoid":
+        return dataset
     names = f"{learner}-{n_way}way-{k_shot}shot", f"{learner}-5way-1shot", learner
     return next((name for name in names if name in PRESETS), Settings.preset)
 

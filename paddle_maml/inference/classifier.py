@@ -204,7 +204,10 @@ class Task:
         """
         learner = self._classifier.learner
         if self._params is None:
-            raise UserError(f"A {type(learner).__name__} has no adapted network that could be exported.")
+            raise UserError(
+                "What this learner makes of a task is no network of its own that could be exported: take "
+                "weights of maml."
+            )
         return export(learner, self._params, self._support[0], self.classes, os.fspath(path))
 
     def _probabilities(self, x, statistics):

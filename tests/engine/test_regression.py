@@ -95,7 +95,10 @@ def test_functions_are_drawn_where_they_are():
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--dataset", "sinusoid"], "network is 'conv4', but sinusoids are no images"),
+        (
+            ["--preset", "omniglot-5way-1shot", "--dataset", "sinusoid"],
+            "network is 'conv4', but sinusoids are no images",
+        ),
         (["--hidden", "12"], "hidden is 12, but the network is not mlp"),
         (["--network", "mlp", "--hidden", "12,,3"], "--hidden is '12,,3', but must be whole numbers from 1"),
         (["--network", "mlp", "--width", "3"], "width is 3, but the network is not conv4"),

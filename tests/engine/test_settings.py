@@ -65,6 +65,7 @@ def test_the_papers_protocol():
         ("--learner lstm --k-shot 5", "lstm-5way-5shot"),
         ("--learner fine-tuning --n-way 5", "fine-tuning"),
         ("--learner maml --n-way 20", "omniglot-5way-1shot"),
+        ("--learner anil --dataset sinusoid", "sinusoid"),
         ("--learner reptile --preset best-5way-1shot", "best-5way-1shot"),
     ],
 )
@@ -121,6 +122,9 @@ def test_options_override_the_preset():
             "adapted is head, but the learner is reptile",
         ),
         (["--learner", "anil", "--adapted", "head"], "adapted is head, but the learner is anil"),
+        (["--learner", "anil", "--adapted", "all"], "adapted is all, but the learner is anil"),
+        (["--learner", "prototypical", "--order", "1"], "order is 1, but the learner is prototypical"),
+        (["--learner", "lstm", "--dataset", "sinusoid"], "sinusoids have no classes: use maml or anil"),
         (
             ["--learner", "prototypical", "--inner-batch", "5"],
             "inner_batch is 5, but the learner is prototypical",
