@@ -18,7 +18,7 @@ from ..files import write_together
 from ..report.log import METRICS, metrics_file, read_metrics
 from ..report.tables import CURVE, REPORT, json_file, results_table, score_key
 from . import checkpoint
-from .settings import settings_from_dict
+from .settings import SECOND_ORDER, settings_from_dict
 
 # Rows of a log that is kept: more do not show in its curve.
 MOST_ROWS = 400
@@ -143,7 +143,7 @@ def table(folders: list[str]) -> str:
         settings = settings_from_dict(report["settings"])
         without_seed = dataclasses.replace(settings.portable(), seed=0, output=None)
         name = os.path.basename(os.path.normpath(folder))
-        runs.append((name, report, settings.order, settings.command(), without_seed.command()))
+        runs.append((name, report, _order(settings), settings.command(), without_seed.command()))
     return results_table(runs)
 
 
@@ -151,5 +151,9 @@ def _evaluation(path):
     """The result of eval.py in a file, as `results_table` takes it."""
     report = read_report(path, command=str)
     report = {"test": tested_in(report), "seed": report["settings"]["seed"], **report}
-    name, order = Path(path).stem, report["settings"]["order"]
-    return name, report, order, report["command"], report["command"]
+    order = _order(settings_from_dict(report["settings"]))
+    return Path(path).stem, report, order, report["command"], report["command"]
+
+
+def _order(settings):
+    return settings.order if settings.learner in SECOND_ORDER else ""
