@@ -7,7 +7,9 @@ import pytest
 
 from paddle_maml.commands.cli import main_eval, main_train
 from paddle_maml.data.sinusoid import Sinusoids
+from paddle_maml.engine import assembly
 from paddle_maml.engine.results import keep, table
+from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.report.log import METRICS, read_metrics
 from paddle_maml.report.pictures import draw_functions
 
@@ -131,3 +133,10 @@ def test_a_perceptron_on_drawn_characters(capsys, tmp_path):
     ]
     assert main_train(start) == 2
     assert "these weights are of a network of --network mlp" in capsys.readouterr().err
+
+
+def test_distorted_copies_that_a_preset_asks_for_are_none_of_sinusoids():
+    settings = settings_from_preset("anil-5way-1shot", dataset="sinusoid", network="mlp")
+    assert settings.distortions == 8
+    parts, _ = assembly.load_training_images(settings)
+    assert all(isinstance(part, Sinusoids) for part in parts.values()) and len(parts) == 3
