@@ -404,7 +404,7 @@ class Settings:
 
     def refuse_without_effect(self, given: dict) -> None:
         """UserError for the first of the settings that a user gives that does nothing: who gives it expects
-        an effect. What a preset or a run has beside them may do nothing."""
+        an effect. What a preset or a run has beside them may do nothing, and None is not given."""
         for name, useless, why in (
             ("multi_step_iterations", self.inner_steps == 1, "with 1 inner step there is no earlier loss"),
             ("first_order_iterations", self.order == 1, "order is 1 all the way"),
@@ -425,7 +425,7 @@ class Settings:
             *((name, not self.of_folder, "the dataset is no folder") for name in _OF_FOLDER),
             ("data_dir", self.dataset == "synthetic", "the characters are drawn and not read"),
         ):
-            if useless and name in given:
+            if useless and given.get(name) is not None:
                 raise UserError(f"{name} is {given[name]}, but {why}: leave it out.")
 
     def as_dict(self) -> dict:

@@ -98,6 +98,13 @@ def test_settings_without_effect_are_refused(changes, sentence):
         settings_from_preset(**{"learner": "fine-tuning", **changes})
 
 
+def test_none_is_not_given():
+    """As in the notebook for AI Studio, which has a folder of images or none."""
+    assert settings_from_preset(dataset="synthetic", data_dir=None).data_dir is None
+    with pytest.raises(UserError, match="data_dir is images, but the characters are drawn and not read"):
+        settings_from_preset(dataset="synthetic", data_dir="images")
+
+
 def end_of(folder):
     path = checkpoint.newest_checkpoint(folder)
     arrays = {}
