@@ -61,12 +61,15 @@ def run(asked: dict, given: dict) -> None:
 
 def _found(asked):
     """All weights that are meant, and their origins."""
-    if not asked["ensemble"]:
-        return [find_weights(path) for path in asked["weights"]]
-    for path in asked["weights"]:
+    for path in asked["weights"] if asked["ensemble"] else ():
         if not os.path.isdir(path):
             raise UserError(f"--ensemble is for the folder of a run, but {path} is none: leave it out.")
-    return [one for folder in asked["weights"] for one in find_kept(folder)]
+    find = find_kept if asked["ensemble"] else lambda path: [find_weights(path)]
+    found = [one for path in asked["weights"] for one in find(path)]
+    for number, (file, _) in enumerate(found):
+        if file.data in [earlier.data for earlier, _ in found[:number]]:
+            raise UserError(f"--weights has the weights of {file} twice: an ensemble needs different ones.")
+    return found
 
 
 def _run(asked, name, found, settings):

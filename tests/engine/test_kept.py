@@ -257,6 +257,8 @@ def test_ensembles_that_cannot_be(whole, tmp_path, capfd):
         (["--pretrained", "5way-1shot", "--ensemble"], "--pretrained is for one network, and no ensemble"),
         (["--weights", folder, folder, "--analyse", str(tmp_path / "a")], "--analyse is for one network"),
         (["--weights", kept_files(folder)[0], "--ensemble"], "is for the folder"),
+        (["--weights", folder, folder], "pdparams twice: an ensemble needs different ones"),
+        (["--weights", folder, folder, "--ensemble"], "pdparams twice: an ensemble needs different ones"),
     ):
         assert cli.main_eval(arguments) == 2
         errors = capfd.readouterr().err.splitlines()
