@@ -4,9 +4,10 @@ list of classes.
 The rule, complete enough to rebuild a batch in any language; words and below are those of draws.py: for each
 of the batch's images in order, label = below(number of labels), then image = below(images of its class).
 Without rotations there is a label for each class. With rotations there are four: label l is of the class
-numbered l % classes, turned by l // classes quarter turns counter-clockwise. Images are drawn independently,
-so one may come twice. With crops or flips they are then changed by the rule of augmentation.py, as those of
-one set. Input value: v / 255 * 2 - 1 in float32.
+numbered l % classes, turned by l // classes quarter turns counter-clockwise. With reflections alone l //
+classes is 1 where the class is mirrored left to right; with both it is 4 to 7 where it is mirrored and then
+turned, modulo 4. Images are drawn independently, so one may come twice. With crops or flips they are then
+changed by the rule of augmentation.py, as those of one set. Input value: v / 255 * 2 - 1 in float32.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ..errors import UserError
 from .augmentation import change, changes_of
 from .draws import SeededTasks
 from .images import ImageSet
-from .preprocessing import rotate, to_network_input
+from .preprocessing import orient, orientations, to_network_input
 
 
 class BatchBuilder(SeededTasks):
@@ -29,6 +30,7 @@ class BatchBuilder(SeededTasks):
         batch_size: images in a batch.
         seed: 0 .. 2**64 - 1.
         rotations: classes turned by 90, 180 and 270 degrees count as further classes.
+        reflections: classes mirrored left to right count as further classes, turned or not.
         length: number of batches, as of `EpisodeBuilder`.
         crops: move each image a little, see augmentation.py.
         flips: mirror each image, or not, see augmentation.py.
@@ -47,11 +49,12 @@ class BatchBuilder(SeededTasks):
         length: int | None = None,
         crops: bool = False,
         flips: bool = False,
+        reflections: bool = False,
     ):
         super().__init__(seed, length, batch_size=batch_size)
-        self.images, self.rotations = images.images, bool(rotations)
+        self.images, self._orientations = images.images, orientations(rotations, reflections)
         self.crops, self.flips = bool(crops), bool(flips)
-        self.labels = labels_of(images, rotations)
+        self.labels = labels_of(images, rotations, reflections)
         empty = [name for name, own in zip(images.classes, self.images) if not len(own)]
         if empty:
             raise UserError(f"{empty[0]} has no images: leave it out.")
@@ -74,9 +77,9 @@ class BatchBuilder(SeededTasks):
         draws, images, labels = self.draws(index), [], []
         for _ in range(self.batch_size):
             label = draws.below(self.labels)
-            turns, number = divmod(label, len(self.images))
+            place, number = divmod(label, len(self.images))
             own = self.images[number]
-            images.append(rotate(own[draws.below(len(own))], turns))
+            images.append(orient(own[draws.below(len(own))], self._orientations[place]))
             labels.append(label)
         x = np.stack(images)
         if self.crops or self.flips:
@@ -85,6 +88,6 @@ class BatchBuilder(SeededTasks):
         return x, np.array(labels, dtype=np.int64)
 
 
-def labels_of(images: ImageSet, rotations: bool) -> int:
+def labels_of(images: ImageSet, rotations: bool, reflections: bool = False) -> int:
     """How many labels the batches of an `ImageSet` have."""
-    return len(images.classes) * (4 if rotations else 1)
+    return len(images.classes) * len(orientations(rotations, reflections))

@@ -7,10 +7,11 @@ draws.py:
    least n_way classes, in the order of their first classes, the one numbered below(their number); classes =
    choose(its classes, n_way). The class drawn at place l has the label l. With rotations, then one below(4)
    for each label in order: the quarter turns, counter-clockwise, of all images of this class; a character
-   therefore never appears under two rotations. With rotations and within alphabets, one below(4) for all
-   labels: the alphabet is turned, and its characters stay as alike as they are. Then for each label in order:
-   choose(images of the class, k_shot + k_query); the first k_shot are its support images, the others its
-   query images.
+   therefore never appears under two rotations. With reflections alone one below(2) instead, with both one
+   below(8): 1, or 4 to 7, mirrors the images left to right, before the (number modulo 4) quarter turns of the
+   latter. Within alphabets one such number for all labels: the alphabet is turned, and its characters stay as
+   alike as they are. Then for each label in order: choose(images of the class, k_shot + k_query); the first
+   k_shot are its support images, the others its query images.
 5. Order. Both sets are sorted by label, images of a label in the order drawn. With crops or flips they are
    then changed by the rule of augmentation.py. Input value: v / 255 * 2 - 1 in float32.
 """
@@ -26,7 +27,7 @@ from ..errors import UserError
 from .augmentation import change, changes_of
 from .draws import SeededTasks
 from .images import ImageSet, alphabet_of
-from .preprocessing import rotate, to_network_input
+from .preprocessing import orient, orientations, to_network_input
 
 
 class EpisodeBuilder(SeededTasks):
@@ -42,6 +43,8 @@ class EpisodeBuilder(SeededTasks):
         seed: 0 .. 2**64 - 1.
         rotations: turn each class of an episode by 0, 90, 180 or 270 degrees, which makes four classes of
             one; within alphabets all classes alike, which makes four alphabets of one.
+        reflections: mirror each class of an episode left to right, or not, which makes two classes of one,
+            with rotations eight; within alphabets all alike.
         length: number of episodes, `len()` of the data set, and where its indices end. Without one there are
             as many as anybody wants, and `len()` is 2**20, what a `DataLoader` goes through in an epoch.
         within_alphabet: take all classes of an episode from one alphabet, see `alphabet_of`.
@@ -64,6 +67,7 @@ class EpisodeBuilder(SeededTasks):
         within_alphabet: bool = False,
         crops: bool = False,
         flips: bool = False,
+        reflections: bool = False,
     ):
         super().__init__(seed, length, n_way=n_way, k_shot=k_shot, k_query=k_query)
         if isinstance(images, ImageSet):
@@ -71,6 +75,7 @@ class EpisodeBuilder(SeededTasks):
         else:
             self.classes, self.images = tuple(f"class {i}" for i in range(len(images))), images
         self.rotations, self.crops, self.flips = bool(rotations), bool(crops), bool(flips)
+        self._orientations = orientations(rotations, reflections)
         self._check_images()
         self._alphabets = self._group_by_alphabet() if within_alphabet else None
 
@@ -124,9 +129,9 @@ class EpisodeBuilder(SeededTasks):
             IndexError: an index below 0 or from the length on.
         """
         sets = []
-        for number, quarter_turns, chosen in self.draw(index):
+        for number, orientation, chosen in self.draw(index):
             images = self.images[number][chosen]
-            sets.append(rotate(images, quarter_turns) if quarter_turns else images)
+            sets.append(orient(images, orientation) if orientation else images)
         changes = changes_of(self.seed, index) if self.crops or self.flips else None
         return (
             *self._finish([images[: self.k_shot] for images in sets], changes),
@@ -134,21 +139,24 @@ class EpisodeBuilder(SeededTasks):
         )
 
     def draw(self, index: int) -> list[tuple[int, int, list[int]]]:
-        """Which images an episode is made of: for each label its class number, the quarter turns, and the
-        numbers of its images, the support images first. Arguments and errors as for an item."""
+        """Which images an episode is made of: for each label its class number, the orientation (see
+        `preprocessing.orient`), and the numbers of its images, the support images first. Arguments and errors
+        as for an item."""
         draws = self.draws(index)
         if self._alphabets:
             alphabet = self._alphabets[draws.below(len(self._alphabets))]
             classes = [alphabet[place] for place in draws.choose(len(alphabet), self.n_way)]
         else:
             classes = draws.choose(len(self.images), self.n_way)
-        if self.rotations and self._alphabets:
-            turns = [draws.below(4)] * self.n_way
+        if len(self._orientations) == 1:
+            turned = [0] * self.n_way
+        elif self._alphabets:
+            turned = [self._orientations[draws.below(len(self._orientations))]] * self.n_way
         else:
-            turns = [draws.below(4) if self.rotations else 0 for _ in classes]
+            turned = [self._orientations[draws.below(len(self._orientations))] for _ in classes]
         return [
-            (number, quarter_turns, draws.choose(len(self.images[number]), self.k_shot + self.k_query))
-            for number, quarter_turns in zip(classes, turns)
+            (number, orientation, draws.choose(len(self.images[number]), self.k_shot + self.k_query))
+            for number, orientation in zip(classes, turned)
         ]
 
     def _finish(self, images, changes):

@@ -1,5 +1,5 @@
-"""From a drawing (105x105, uint8, ink black on white) to the network's input: resizing, rotation, scaling of
-the values."""
+"""From a drawing (105x105, uint8, ink black on white) to the network's input: resizing, orientation, scaling
+of the values."""
 
 from __future__ import annotations
 
@@ -74,17 +74,23 @@ def _resize_antialias(images, size):
 RULES = {"competition": _resize_two_taps, "antialias": _resize_antialias}
 
 
-def rotate(images: np.ndarray, quarter_turns: int) -> np.ndarray:
-    """Turns finished square images counter-clockwise by 90 degrees, `quarter_turns` times.
+def orientations(rotations: bool, reflections: bool) -> range:
+    """The orientations that `orient` may give to a class: 0 alone, 0 to 3 with rotations, 0 and 4 with
+    reflections, all eight with both."""
+    return range(0, 8 if reflections else 4, 1 if rotations else 4)
+
+
+def orient(images: np.ndarray, orientation: int) -> np.ndarray:
+    """Mirrors finished images left to right, from orientation 4 on, and then turns them counter-clockwise.
 
     Args:
-        images: (..., H, W) with H == W.
-        quarter_turns: 0 to 3.
+        images: (..., H, W); with H == W where they are turned.
+        orientation: 0 to 7; modulo 4 the number of quarter turns.
 
     Returns:
         A view of the same shape.
     """
-    return np.rot90(images, quarter_turns, axes=(-2, -1))
+    return np.rot90(images[..., ::-1] if orientation >= 4 else images, orientation % 4, axes=(-2, -1))
 
 
 def to_network_input(images: np.ndarray) -> np.ndarray:

@@ -153,7 +153,7 @@ def make_learner(settings: Settings, images: ImageSet | Sinusoids, training: boo
     if settings.learner == "fine-tuning":
         return FineTuningLearner(
             net,
-            labels_of(images, settings.rotations) if training else None,
+            labels_of(images, settings.rotations, settings.reflections) if training else None,
             head=settings.head,
             adapted=settings.adapted,
             steps=settings.fitting_steps,
@@ -335,6 +335,7 @@ def training_episodes(settings: Settings, images: ImageSet) -> EpisodeBuilder | 
     `BatchBuilder`."""
     changes = {
         "rotations": settings.rotations,
+        "reflections": settings.reflections,
         "crops": settings.random_crops,
         "flips": settings.random_flips,
     }

@@ -114,8 +114,8 @@ _OF_LEARNERS = {
 }
 
 _OF_IMAGES = """
-    rotations random_crops random_flips distortions n_way train_n_way within_alphabet test_within_alphabet
-    image_size in_channels preprocessing split_rule split_seed data_dir
+    rotations reflections random_crops random_flips distortions n_way train_n_way within_alphabet
+    test_within_alphabet image_size in_channels preprocessing split_rule split_seed data_dir
 """.split()
 _OF_FOLDER = ("split_seed", "in_channels")
 _OF_OMNIGLOT = "split_rule preprocessing distortions data_dir".split()
@@ -161,6 +161,10 @@ class Settings:
     rotations: bool = _setting(
         False,
         "training classes rotated by 90, 180 and 270 degrees count as further classes (Santoro et al. 2016)",
+    )
+    reflections: bool = _setting(
+        False,
+        "training classes mirrored left to right count as further classes, with rotations eight of one",
     )
     random_crops: bool = _setting(
         False, "training images moved at random by up to a tenth of their side, the edge repeated"

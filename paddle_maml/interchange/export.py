@@ -9,7 +9,7 @@ import numpy as np
 import paddle
 
 from ..data.episodes import EpisodeBuilder
-from ..data.preprocessing import rotate
+from ..data.preprocessing import orient
 from ..engine.assembly import (
     choose_device,
     evaluation_episodes,
@@ -33,6 +33,7 @@ _FIXED = {
     "adapted": "all",
     "first_order_iterations": 0,
     "multi_step_iterations": 0,
+    "reflections": Settings.reflections,
     "random_crops": Settings.random_crops,
     "random_flips": Settings.random_flips,
 }
@@ -146,7 +147,7 @@ def _episodes(builder: EpisodeBuilder, count):
                 key = (number, turns, image)
                 if key not in rows:
                     rows[key] = len(rows)
-                    images.append(rotate(builder.images[number][image], turns))
+                    images.append(orient(builder.images[number][image], turns))
                 places.append(rows[key])
         by_class = np.array(places, np.int32).reshape(len(sets), -1)
         support.append(by_class[:, : builder.k_shot].ravel())

@@ -86,6 +86,17 @@ def test_every_label_comes():
     assert labels_of(numbered(), False) == CLASSES
 
 
+def test_a_mirrored_class_has_a_label_of_its_own():
+    images = numbered()
+    for rotations, count in ((False, 2), (True, 8)):
+        builder = BatchBuilder(images, 400, rotations=rotations, reflections=True)
+        assert builder.labels == labels_of(images, rotations, True) == count * CLASSES
+        x, y = builder[0]
+        assert sorted(set(y)) == list(range(builder.labels))
+        mirrored = x[y == (count // 2) * CLASSES + 2][0]
+        np.testing.assert_allclose(mirrored[0, 0, 3], 3 / 255 * 2 - 1, atol=1e-6)  # class 2, at the right
+
+
 def test_classes_of_unequal_size_and_floating_point():
     images = ImageSet("own", ("a", "b"), [np.full((n, 1, 2, 3), n, np.float64) for n in (1, 4)])
     x, y = BatchBuilder(images, 20)[0]

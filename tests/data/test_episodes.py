@@ -218,6 +218,32 @@ def test_an_alphabet_is_turned_as_a_whole():
     assert all(30 < seen.count({turns}) < 70 for turns in range(4))
 
 
+@pytest.mark.parametrize("rotations, orientations", [(False, {0, 4}), (True, set(range(8)))])
+def test_reflections_make_further_classes(rotations, orientations):
+    images = np.random.RandomState(0).randint(256, size=(6, 7, 1, 5, 5)).astype(np.uint8)
+    options = {"rotations": rotations, "reflections": True, "seed": 3}
+    seen = set()
+    for index in range(50):
+        builder = EpisodeBuilder(images, 4, 1, 2, **options)
+        drawn, x_qry = builder.draw(index), builder[index][2]
+        for label, (number, orientation, chosen) in enumerate(drawn):
+            seen.add(orientation)
+            as_drawn = images[number, chosen[1:], 0]
+            mirrored = as_drawn[:, :, ::-1] if orientation >= 4 else as_drawn
+            expected = np.stack([np.rot90(image, orientation % 4) for image in mirrored])
+            np.testing.assert_array_equal(np.round((x_qry[2 * label :][:2, 0] + 1) * 127.5), expected)
+    assert seen == orientations
+
+
+def test_an_alphabet_is_mirrored_as_a_whole():
+    classes = tuple(f"{name}/character{number:02}" for name in "AB" for number in range(4))
+    images = ImageSet("drawn", classes, np.zeros((8, 4, 1, 2, 2), np.uint8))
+    builder = EpisodeBuilder(images, 3, 1, 2, rotations=True, reflections=True, within_alphabet=True)
+    seen = [{orientation for _, orientation, _ in builder.draw(index)} for index in range(400)]
+    assert all(len(orientations) == 1 for orientations in seen)
+    assert all(25 < seen.count({orientation}) < 75 for orientation in range(8))
+
+
 def test_builders_in_turns():
     alone = [EpisodeBuilder(numbered_images(), 3, 1, 2, seed=seed) for seed in (1, 2)]
     mixed = Alternating(*alone)

@@ -1,11 +1,11 @@
-"""Resizing, rotation and scaling."""
+"""Resizing, orientation and scaling."""
 
 import hashlib
 
 import numpy as np
 import pytest
 
-from paddle_maml.data.preprocessing import resize, rotate, to_network_input
+from paddle_maml.data.preprocessing import orient, orientations, resize, to_network_input
 from paddle_maml.errors import UserError
 
 
@@ -78,8 +78,20 @@ def test_bad_rule_and_size():
 
 def test_rotation_is_counter_clockwise():
     image = np.array([[1, 2], [3, 4]])
-    assert rotate(image, 1).tolist() == [[2, 4], [1, 3]]
-    assert rotate(np.stack([image] * 2)[:, None], 3)[1, 0].tolist() == [[3, 1], [4, 2]]
+    assert orient(image, 1).tolist() == [[2, 4], [1, 3]]
+    assert orient(np.stack([image] * 2)[:, None], 3)[1, 0].tolist() == [[3, 1], [4, 2]]
+
+
+def test_a_reflection_comes_before_the_rotation():
+    image = np.array([[1, 2], [3, 4]])
+    assert orient(image, 4).tolist() == [[2, 1], [4, 3]]
+    assert orient(image, 5).tolist() == [[1, 3], [2, 4]]
+    assert len({orient(image, orientation).tobytes() for orientation in orientations(True, True)}) == 8
+    assert [list(orientations(*which)) for which in ((False, False), (True, False), (False, True))] == [
+        [0],
+        [0, 1, 2, 3],
+        [0, 4],
+    ]
 
 
 def test_network_input():

@@ -10,7 +10,7 @@ import pytest
 from tiny_run import TINY, call, start
 
 from paddle_maml.commands import cli
-from paddle_maml.engine import checkpoint
+from paddle_maml.engine import assembly, checkpoint
 from paddle_maml.engine.plain_data import read_file
 from paddle_maml.engine.settings import settings_from_preset
 from paddle_maml.errors import UserError
@@ -29,7 +29,7 @@ def options(**changes):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = str(tmp_path_factory.mktemp("fine") / "run")
-    assert cli.main_train([*options(output=folder), "--rotations"]) == 0
+    assert cli.main_train([*options(output=folder), "--rotations", "--reflections"]) == 0
     return folder
 
 
@@ -37,7 +37,8 @@ def test_the_head_of_training_is_for_going_on_alone(run):
     path = checkpoint.newest_checkpoint(run)
     newest, best = (read_file(os.path.join(path, name)) for name in (checkpoint.WEIGHTS, checkpoint.BEST))
     assert set(newest) - set(best) == HEAD
-    assert newest["training_weight"].shape[1] % 4 == 0  # rotated classes are further ones
+    classes = len(assembly.load_images(settings_from_preset(**RUN))[0]["train"].classes)
+    assert newest["training_weight"].shape[1] == 8 * classes  # rotated and mirrored ones are further classes
     report = json.loads(Path(run, "report.json").read_text())
     assert report["test"]["learner"] == "fine-tuning" and "note" not in report["test"]
     assert len(report["test"]["accuracy_per_step"]) == 1 and report["test"]["inner_steps"] == 4
